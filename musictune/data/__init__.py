@@ -1,0 +1,1 @@
+"""Audio files to captioned clips and codec tokens."""

@@ -1,0 +1,1 @@
+"""The commands: one file and one typed function each, thin over the library."""
