@@ -1,0 +1,1 @@
+"""A composer that writes captioned music with known truth, and renders it."""
