@@ -1,0 +1,165 @@
+"""Reading a base model's folder safely, and saying in one line what is wrong with it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, MusicgenForConditionalGeneration
+from transformers.utils import logging
+
+from musictune.data.concepts import Concept
+from musictune.errors import InputError
+from musictune.models import codec as codec  # known to transformers from here on
+
+MINI = Path(__file__).resolve().parent.parent / "bundled" / "mini" / "musicgen"
+CONCEPTS = "musictune_concepts.json"
+ALLOWED = "use mini, a local model folder, or a Hugging Face id such as facebook/musicgen-small"
+
+
+def device(name: str) -> torch.device:
+    """``cpu``, ``cuda``, ``cuda:N``, or ``auto``: CUDA where there is one.
+
+    Raises:
+        InputError: another name, or CUDA where there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise InputError(f"unknown device {name}; use auto, cpu or cuda")
+    chosen = torch.device(name)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {name} is not there; use auto or cpu")
+    return chosen
+
+
+def check(base: str) -> str:
+    """The folder or id behind ``base``, without reading weights: cheap enough to ask first.
+
+    Raises:
+        InputError: no such base, or a folder without a MusicGen's ``config.json``.
+    """
+    if base == "mini":
+        if not (MINI / "config.json").is_file():
+            raise InputError(
+                f"the bundled base mini is missing from {MINI}; install musictune again or make it "
+                "with `musictune pretrain`"
+            )
+        return str(MINI)
+    folder = Path(base)
+    if base and folder.is_dir():
+        _check_config(folder)
+        return str(folder)
+    if base and folder.exists():
+        raise InputError(f"base {base} is a file; {ALLOWED}")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", base):
+        raise InputError(f"unknown base {base!r}; {ALLOWED}")
+    return base
+
+
+def read(base: str, dtype: torch.dtype) -> tuple[MusicgenForConditionalGeneration, Any]:
+    """The network and the tokenizer of ``base``.
+
+    Raises:
+        InputError: see :func:`check`; also corrupt or incomplete weights, or no network.
+    """
+    place = check(base)
+    local = Path(place).is_dir()
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+            if config.model_type != "musicgen":
+                raise InputError(f"base {base} is a {config.model_type} model, not a MusicGen")
+            network, loaded = MusicgenForConditionalGeneration.from_pretrained(
+                place,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                weights_only=True,
+                trust_remote_code=False,
+                local_files_only=local,
+                output_loading_info=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(
+                place, trust_remote_code=False, local_files_only=local
+            )
+    except InputError:
+        raise
+    except SafetensorError as error:
+        raise InputError(f"base {base}: corrupt safetensors ({error}); fetch it again") from error
+    except Exception as error:  # transformers and the Hub client raise many kinds
+        raise _explained(base, local, error) from error
+    if loaded["missing_keys"]:
+        lost = sorted(loaded["missing_keys"])
+        raise InputError(
+            f"base {base} lacks {len(lost)} weights, the first {lost[0]}; fetch or save it again"
+        )
+    return network, tokenizer
+
+
+def read_concepts(base: str) -> list[Concept]:
+    """The concepts that were merged into ``base``, if any.
+
+    Raises:
+        InputError: the file that lists them is damaged.
+    """
+    path = Path(check(base)) / CONCEPTS
+    if not path.is_file():
+        return []
+    try:
+        return [Concept(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError) as error:
+        raise InputError(f"base {base}: {CONCEPTS} is damaged; merge the adapter again") from error
+
+
+def write_concepts(concepts: Sequence[Concept], folder: Path) -> None:
+    """Let a saved model keep the names of what was merged into it."""
+    text = json.dumps([asdict(concept) for concept in concepts], indent=2)
+    (folder / CONCEPTS).write_text(text + "\n", encoding="utf-8")
+
+
+def _check_config(folder: Path) -> None:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"base {folder} has no config.json, so it is no model folder; {ALLOWED}")
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"base {folder}: config.json is not a JSON object; {ALLOWED}") from error
+    if kind != "musicgen":
+        raise InputError(f"base {folder} is a {kind} model, not a MusicGen; {ALLOWED}")
+    # Without either, transformers would make up a tokenizer that knows no word.
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+        raise InputError(f"base {folder} has no tokenizer.json; save its tokenizer there too")
+
+
+def _explained(base: str, local: bool, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    if local:
+        return InputError(f"base {base} cannot be loaded: {reason}")
+    return InputError(
+        f"base {base} is no folder here and could not be fetched from the Hugging Face Hub "
+        f"({reason}); check the name and the network, or use mini or a local folder"
+    )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' own progress bars and remarks: ours say what matters."""
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,166 @@
+"""``musictune generate``: prompts to music."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from musictune.data.concepts import Concept
+
+
+class Format(StrEnum):
+    """Sound file formats that can be written."""
+
+    wav = "wav"
+    flac = "flac"
+
+
+def generate(
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="What to play, one clip or more for each.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the music.")] = Path("out/generate"),
+    prompts_file: Annotated[
+        Path | None, typer.Option("--prompts", help="More prompts: a text file, one per line.")
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="A run of `tune`, with a weight if wanted: RUN=0.7. Repeatable."),
+    ] = None,
+    base: Annotated[str, typer.Option(help="mini, a model folder, or a Hugging Face id.")] = "mini",
+    seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 10.0,
+    count: Annotated[int, typer.Option(help="Clips of each prompt.")] = 1,
+    seed: Annotated[
+        int, typer.Option(help="Of each prompt's first clip; the next has one more.")
+    ] = 0,
+    temperature: Annotated[float, typer.Option(help="Below 1 plays safer, above 1 wilder.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: all.")] = 250,
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the likeliest with this probability; 0: all.")
+    ] = 0.0,
+    guidance: Annotated[
+        float, typer.Option(help="How strictly to follow the prompt; 1: not at all extra.")
+    ] = 3.0,
+    batch: Annotated[int, typer.Option(help="Clips made at once; fewer need less memory.")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    format_: Annotated[Format, typer.Option("--format", help="Of the files.")] = Format.wav,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the folder if it is there.")
+    ] = False,
+) -> None:
+    """Make music from prompts, with or without adapters.
+
+    Writes NNN-prompt.wav and manifest.jsonl, which says for each file how it was made. The same
+    command gives the same bytes on the same machine. To hear what an adapter does, run the same
+    prompts and seed with and without it.
+
+    A tuned sound is called by its name, as it was given to `tune --concept`:
+
+        musictune generate "a slow melody on <musicbox>" --adapter runs/musicbox --out out/music
+    """
+    from musictune import console
+    from musictune.files import check_target
+    from musictune.generation.engine import check_seconds
+    from musictune.generation.folder import write_music
+    from musictune.generation.sampling import Sampling
+    from musictune.methods import load_adapter
+    from musictune.models import checkpoint, load_model
+
+    wanted = _prompts(prompts or [], prompts_file)
+    sampling = Sampling(temperature, top_k, top_p, guidance)
+    check_seconds(seconds)
+    _check_numbers(count=count, seed=seed, batch=batch)
+    adapters = [_adapter(given) for given in adapter or []]
+    checkpoint.check(base)
+    checkpoint.device(device)
+    check_target(out, overwrite=overwrite)
+
+    model = load_model(base, device)
+    check_seconds(seconds, model.max_seconds)
+    for folder, weight in adapters:
+        concepts = load_adapter(model, folder, weight)
+        _remark_unused(concepts, wanted, folder)
+    files = write_music(
+        model,
+        wanted,
+        out,
+        seconds=seconds,
+        count=count,
+        seed=seed,
+        sampling=sampling,
+        batch=batch,
+        suffix=format_.value,
+        adapters=[_facts(folder, weight) for folder, weight in adapters],
+        overwrite=overwrite,
+    )
+    console.say(f"{len(files)} clips of {seconds:g} s in {out}")
+
+
+def _prompts(given: list[str], path: Path | None) -> list[str]:
+    from musictune.errors import InputError
+    from musictune.generation.folder import read_prompts
+
+    if any(not prompt.strip() for prompt in given):
+        raise InputError('prompt "" is empty; say what to play, such as "slow piano"')
+    prompts = given + (read_prompts(path) if path else [])
+    if not prompts:
+        raise InputError('no prompt given; say what to play, such as "slow piano"')
+    return prompts
+
+
+def _check_numbers(count: int, seed: int, batch: int) -> None:
+    from musictune.errors import InputError
+
+    if count < 1:
+        raise InputError(f"count {count} must be at least 1")
+    if batch < 1:
+        raise InputError(f"batch {batch} must be at least 1")
+    if not 0 <= seed < 2**62:
+        raise InputError(f"seed {seed} must be 0 or a positive number below 2^62")
+
+
+def _adapter(given: str) -> tuple[Path, float]:
+    """``RUN`` or ``RUN=weight`` to the adapter's own folder and a weight."""
+    import math
+
+    from musictune.errors import InputError
+    from musictune.methods import adapter_folder
+
+    path, equals, number = given.rpartition("=")
+    if not equals or Path(given).exists():
+        return adapter_folder(Path(given)), 1.0
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise InputError(
+            f"adapter {given} has weight {number!r}; give a number, such as {path}=0.7"
+        )
+    return adapter_folder(Path(path)), weight
+
+
+def _remark_unused(concepts: list[Concept], prompts: list[str], folder: Path) -> None:
+    """Most disappointment with adapters is a prompt that never calls them."""
+    from musictune import console
+    from musictune.data.concepts import plain
+
+    if concepts and all(plain(prompt, concepts) == prompt for prompt in prompts):
+        names = " or ".join(concept.trigger for concept in concepts)
+        console.note(f"no prompt says {names}, so adapter {folder} has little to act on")
+
+
+def _facts(folder: Path, weight: float) -> dict[str, object]:
+    """What the manifest says about an adapter; the hash is over its files' names and hashes."""
+    import hashlib
+
+    from musictune.files import sha256
+
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()} {sha256(path)}\n".encode())
+    return {"path": str(folder), "weight": weight, "sha256": digest.hexdigest()}
