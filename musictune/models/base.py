@@ -52,9 +52,13 @@ class MusicModel(nn.Module, ABC):
     sample_rate: int
     max_seconds: float
     targets: str
-    codec_key: str
     tokenizer: Any
     concepts: list[Concept]
+
+    @property
+    @abstractmethod
+    def codec_key(self) -> str:
+        """Short hash of the codec: tokens cached under equal keys are equal."""
 
     @property
     @abstractmethod

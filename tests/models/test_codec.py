@@ -38,7 +38,7 @@ def test_token_frames_cover_every_sample(codec: SpectralCodec, samples: int) -> 
     codes = codec.encode(torch.randn(2, 1, samples)).audio_codes
     frames = -(-samples // codec.config.samples_per_token)
     assert codes.shape == (1, 2, 4, frames)
-    assert 0 <= codes.min() and codes.max() < 16
+    assert codes.min() >= 0 and codes.max() < 16
     wave = codec.decode(codes).audio_values
     assert wave.shape == (2, 1, frames * codec.config.samples_per_token)
     assert wave.abs().max() <= 1
