@@ -37,19 +37,20 @@ def note(text: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int) -> Iterator[Advance]:
+def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
     """A bar with time left on a terminal, a plain line every few seconds elsewhere.
 
-    Yields ``advance(steps=1, text="")``; ``text`` is shown behind the bar.
+    ``done`` steps were made before now. Yields ``advance(steps=1, text="")``; ``text`` is shown
+    behind the bar.
     """
     if _quiet:
         yield lambda steps=1, text="": None
         return
     if sys.stderr.isatty():
-        with _bar(what, total) as advance:
+        with _bar(what, total, done) as advance:
             yield advance
         return
-    yield _plain(what, total)
+    yield _plain(what, total, done)
 
 
 def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
@@ -64,7 +65,7 @@ def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterato
 
 
 @contextlib.contextmanager
-def _bar(what: str, total: int) -> Iterator[Advance]:
+def _bar(what: str, total: int, done: int) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -84,7 +85,7 @@ def _bar(what: str, total: int) -> Iterator[Advance]:
         TextColumn("{task.fields[text]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total, text="")
+        task = bar.add_task(what, total=total, completed=done, text="")
 
         def advance(steps: int = 1, text: str = "") -> None:
             bar.update(task, advance=steps)
@@ -94,9 +95,9 @@ def _bar(what: str, total: int) -> Iterator[Advance]:
         yield advance
 
 
-def _plain(what: str, total: int) -> Advance:
+def _plain(what: str, total: int, done: int) -> Advance:
     started = last = time.monotonic()
-    done = 0
+    before = done
 
     def advance(steps: int = 1, text: str = "") -> None:
         nonlocal last, done
@@ -105,7 +106,7 @@ def _plain(what: str, total: int) -> Advance:
         if now - last < _PLAIN_EVERY and done < total:
             return
         last = now
-        left = (now - started) / max(done, 1) * (total - done)
+        left = (now - started) / max(done - before, 1) * (total - done)
         print(  # noqa: T201
             f"{what}: {done}/{total}, {left:.0f} s left {text}".rstrip(),
             file=sys.stderr,

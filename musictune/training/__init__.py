@@ -1,0 +1,1 @@
+"""Training: tuning a base on clips, classifiers, and the making of base models."""

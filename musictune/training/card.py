@@ -1,0 +1,98 @@
+"""The card of a run: what it is, what it came from, how to use it, how it went."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from musictune.training.callbacks import read_metrics
+from musictune.training.recipe import Recipe
+
+
+def write_card(
+    folder: Path, recipe: Recipe, facts: dict[str, int | float | str], prompt: str
+) -> None:
+    """Write ``folder/README.md``."""
+    run, concept = recipe.run, recipe.concept
+    name = concept.name if concept else "adapter"
+    lines = [
+        f"# {name}",
+        "",
+        "A music adapter made with musictune.",
+        "",
+        f"- base model: `{run.base}`",
+        f"- licence: {licence(run.base)}",
+        f"- learned from: `{run.clips}` (mind the rights of that music)",
+        f"- method: {facts['method']}, {int(facts['trained_parameters']):,} trained weights, "
+        f"{recipe.training.steps} steps, seed {recipe.training.seed}",
+    ]
+    if concept:
+        lines.append(
+            f"- concept: write `{concept.trigger}` in a prompt; it is a kind of "
+            f"{concept.class_word}, in {concept.tokens} token(s)"
+        )
+    lines += [
+        "",
+        "## Use",
+        "",
+        "```",
+        f'musictune generate "{prompt}" --adapter THIS_FOLDER --base {run.base} --out music',
+        "musictune merge THIS_FOLDER --out merged   # a plain transformers folder",
+        "```",
+        "",
+        "## Figures",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {key.replace('_', ' ')} | {value} |" for key, value in _figures(folder, facts)),
+        "",
+        "Proof of effect: the share of codec tokens that differ, and the mean difference in "
+        f"decibels, between `{prompt}` with and without what was learned, at one seed. "
+        "`config.yaml` holds the whole recipe, `metrics.csv` every step.",
+        "",
+        "![losses](losses.png)",
+        "",
+    ]
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def licence(base: str) -> str:
+    """What an adapter inherits from its base, in one line."""
+    if base == "mini":
+        return "Apache-2.0, as the bundled base"
+    if "musicgen" in base.lower() or "magnet" in base.lower():
+        return "CC-BY-NC 4.0 if the base is one of Meta's: adapters of it are non-commercial too"
+    return f"that of {base}; an adapter cannot be freer than its base"
+
+
+def draw_losses(folder: Path) -> None:
+    """``losses.png`` from ``metrics.csv``: training and held-out loss over steps."""
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(folder / "metrics.csv")
+    figure = Figure(figsize=(6, 3.2), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for column, label, style in (
+        ("loss", "training", {"linewidth": 1.0, "alpha": 0.8}),
+        ("held_out_loss", "held out", {"marker": "o", "markersize": 4}),
+    ):
+        points = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+    axes.set(xlabel="step", ylabel="nats per token")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(folder / "losses.png")
+
+
+def _figures(
+    folder: Path, facts: dict[str, int | float | str]
+) -> list[tuple[str, int | float | str]]:
+    rows = read_metrics(folder / "metrics.csv")
+    held_out = [float(row["held_out_loss"]) for row in rows if row["held_out_loss"]]
+    figures = [(key, value) for key, value in facts.items() if key != "method"]
+    if held_out:
+        figures += [
+            ("held_out_loss_before", round(held_out[0], 4)),
+            ("held_out_loss_after", round(held_out[-1], 4)),
+        ]
+    return figures

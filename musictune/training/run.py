@@ -1,0 +1,295 @@
+"""A whole tuning run: clips in, a folder with an adapter, its figures and its card out."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from musictune import audio, console
+from musictune.data.clips import PreparedClips, is_prepared, prepare_folder
+from musictune.data.concepts import captions_for, plain
+from musictune.data.tokens import Collated, TokenDataset, cached_tokens, collate, split
+from musictune.errors import InputError
+from musictune.files import check_target, move_folder
+from musictune.generation import Engine
+from musictune.methods import attach_adapter, save_adapter
+from musictune.methods.base import TuningMethod
+from musictune.models.musicgen import MusicGen
+from musictune.training.callbacks import Previews
+from musictune.training.card import draw_losses, write_card
+from musictune.training.checkpoints import Checkpoint, load_checkpoint
+from musictune.training.effect import Effect, measure_effect
+from musictune.training.loop import Interrupted, computes_in_bf16, fit
+from musictune.training.recipe import Recipe
+from musictune.training.stream import BatchStream
+from musictune.training.tuning import Tuning
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        folder: the finished run.
+        facts: matched layers, trained parameters, bytes, seconds, peak memory.
+        effect: the proof that the adapter does something.
+    """
+
+    folder: Path
+    facts: dict[str, int | float | str]
+    effect: Effect
+
+
+def working_folder(out: Path) -> Path:
+    """Where a run lies until it is finished."""
+    return out.with_name(f".{out.name}.partial")
+
+
+def check_out(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Refuse, before any work, an output that would lose something.
+
+    Raises:
+        InputError: ``out`` exists, an interrupted run lies beside it, or there is none to resume.
+    """
+    out = out.absolute()
+    work = working_folder(out)
+    held = (work / "checkpoints").is_dir()
+    if resume:
+        if not held:
+            raise InputError(f"nothing to resume for {out}; run again without --resume")
+        _check_same(recipe.text, (work / "config.yaml").read_text(encoding="utf-8"), out)
+        return
+    check_target(out, overwrite=overwrite)
+    if held and not overwrite:
+        raise InputError(
+            f"an interrupted run for {out} has checkpoints; go on with --resume, or pass "
+            "--overwrite to start again"
+        )
+
+
+def tune(
+    model: MusicGen,
+    clips: Path,
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: Sequence[pl.Callback] = (),
+) -> Result:
+    """Tune ``model`` on ``clips`` and publish the run as ``out``.
+
+    The run is made in a sibling folder and renamed at the end. If it is interrupted or its loss
+    stops being a number, that folder stays as long as it has a checkpoint; else it is removed.
+
+    Args:
+        model: an untouched base; has the adapter attached afterwards.
+        clips: recordings in any form that ``prepare_folder`` reads, or a prepared folder.
+        recipe: what to do.
+        out: the run's folder.
+        resume: go on from the newest checkpoint.
+        overwrite: replace ``out`` and an interrupted run.
+        callbacks: for the training loop.
+
+    Raises:
+        InputError: bad clips, names, or output.
+        CheckFailed: a loss or gradient was no number, or the adapter has no effect.
+        Interrupted: stopped on request; ``resume`` goes on.
+    """
+    out = out.absolute()
+    check_out(out, recipe, resume=resume, overwrite=overwrite)
+    work = working_folder(out)
+    if not resume:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        (work / "config.yaml").write_text(recipe.text, encoding="utf-8")
+    try:
+        result = _tune(model, clips, recipe, work, resume, callbacks)
+    except Interrupted as error:
+        raise Interrupted(f"{error}; go on with the same command and --resume") from None
+    except BaseException:
+        if not (work / "checkpoints").is_dir():
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+    shutil.rmtree(work / "checkpoints", ignore_errors=True)
+    move_folder(work, out)
+    return Result(out, result.facts, result.effect)
+
+
+def _tune(
+    model: MusicGen,
+    clips: Path,
+    recipe: Recipe,
+    work: Path,
+    resume: bool,
+    callbacks: Sequence[pl.Callback],
+) -> Result:
+    settings, began = recipe.training, time.monotonic()
+    recipe.method.check(model)
+    train, held_out, prompt = _data(model, clips, recipe, work)
+    checkpoint = load_checkpoint(work / "checkpoints") if resume else None
+    method = _attached(model, recipe, train, checkpoint)
+    facts = method.describe()
+    console.say(_summary(facts))
+    if settings.gradient_checkpointing:
+        _save_memory(model)
+    start = checkpoint.step if checkpoint else 0
+    module = Tuning(
+        model, method, settings, held_out, start, checkpoint.optimizer if checkpoint else None
+    )
+    module.last_checkpoint = checkpoint.folder if checkpoint else None
+    play = _player(model, method, recipe, prompt, work / "samples")
+    if settings.preview_every:
+        play("base")
+    stream = BatchStream(train, settings.batch, settings.seed, start * settings.accumulate)
+    model.train()
+    fit(module, stream, work, model.device, [Previews(play), *callbacks])
+    model.eval()
+    save_adapter(model, method, work / "adapter")
+    # From here on the files speak, not the memory: what was saved is what gets proved.
+    method.detach(model)
+    method = attach_adapter(model, work / "adapter")
+    effect = measure_effect(model, method, prompt, _preview_seconds(model, recipe), settings.seed)
+    effect.check()
+    (work / "samples").mkdir(exist_ok=True)
+    audio.write(effect.tuned, work / "samples" / "tuned.wav")
+    if not (work / "samples" / "base.wav").exists():
+        play("base")
+    facts |= {
+        "adapter_bytes": sum(
+            p.stat().st_size for p in (work / "adapter").rglob("*") if p.is_file()
+        ),
+        "seconds": round(time.monotonic() - began, 1),
+        "peak_memory_bytes": _peak_memory(model.device),
+        "tokens_changed": round(effect.tokens_changed, 4),
+        "mel_distance_db": round(effect.mel_distance, 2),
+    }
+    draw_losses(work)
+    write_card(work, recipe, facts, prompt)
+    return Result(work, facts, effect)
+
+
+def _data(
+    model: MusicGen, clips: Path, recipe: Recipe, work: Path
+) -> tuple[TokenDataset, list[Collated], str]:
+    """Crops to train on, held-out batches, and a prompt for previews."""
+    settings, concept = recipe.training, recipe.concept
+    seconds = min(settings.seconds, model.max_seconds)
+    folder = clips
+    if not is_prepared(clips):
+        folder = work / "clips"
+        if not is_prepared(folder):
+            prepare_folder(
+                clips, folder, sample_rate=model.sample_rate, seconds=seconds,
+                channels=model.channels, concept=concept, overwrite=True,
+            )  # fmt: skip
+    music = PreparedClips(folder)
+    # A folder that somebody prepared is only read, unless it holds tokens already.
+    shared = folder / "tokens"
+    cache = shared if shared.is_dir() or folder != clips else work / "tokens"
+    codes = cached_tokens(music, model.encode, model.codec_key, cache)
+    texts, sources = [], []
+    for clip in music:
+        texts.append(captions_for(clip.caption, concept, settings.captions, settings.seed))
+        sources.append(clip.source)
+    kept, held = split(len(codes), settings.held_out, settings.seed, sources)
+    frames = model.frames(seconds)
+
+    def dataset(chosen: list[int], dropout: float) -> TokenDataset:
+        return TokenDataset(
+            [codes[i] for i in chosen], [texts[i] for i in chosen], frames, settings.seed, dropout
+        )
+
+    held_out: list[Collated] = []
+    if held:
+        fixed = dataset(held, 0.0)
+        items = [fixed.item(0, i) for i in range(len(fixed))]
+        size = settings.batch
+        held_out = [collate(items[i : i + size]) for i in range(0, len(items), size)]
+    prompt = recipe.run.prompt
+    if not prompt:
+        prompt = f"{concept.trigger} {concept.class_word}" if concept else texts[0][0]
+    return dataset(kept, settings.caption_dropout), held_out, prompt
+
+
+def _attached(
+    model: MusicGen, recipe: Recipe, train: TokenDataset, checkpoint: Checkpoint | None
+) -> TuningMethod:
+    if checkpoint:
+        return attach_adapter(model, checkpoint.folder / "adapter")
+    settings = recipe.training
+    torch.manual_seed(settings.seed)
+    # Other draws than training will make, so that the choice of weights is not fitted to them.
+    look = BatchStream(train, settings.batch, settings.seed + 1)
+    half = computes_in_bf16(settings.precision, model.device)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
+        recipe.method.prepare(model, look.batches())
+    recipe.method.attach(model)
+    return recipe.method
+
+
+def _player(
+    model: MusicGen, method: TuningMethod, recipe: Recipe, prompt: str, folder: Path
+) -> Callable[[str], None]:
+    """Writes ``folder/name.wav``; ``base`` is the base itself, asked with the class word."""
+    seconds, seed = _preview_seconds(model, recipe), recipe.training.seed
+
+    def play(name: str) -> None:
+        folder.mkdir(exist_ok=True)
+        if name == "base":
+            concepts = [recipe.concept] if recipe.concept else []
+            with method.disabled(model):
+                _, made = Engine(model).rollout([plain(prompt, concepts)], seconds, seed)
+        else:
+            _, made = Engine(model).rollout([prompt], seconds, seed)
+        audio.write(made[0], folder / f"{name}.wav")
+
+    return play
+
+
+def _preview_seconds(model: MusicGen, recipe: Recipe) -> float:
+    return min(recipe.training.preview_seconds, model.max_seconds)
+
+
+def _save_memory(model: MusicGen) -> None:
+    enable: Any = getattr(model.backbone, "gradient_checkpointing_enable", None)
+    if enable is None:
+        console.note("this base has no gradient checkpointing; going on without it")
+        return
+    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _summary(facts: dict[str, int | float | str]) -> str:
+    parts = [str(facts["method"])]
+    if "matched_layers" in facts:
+        parts.append(f"{facts['matched_layers']} matched layers")
+    parts.append(f"{int(facts['trained_parameters']):,} trained parameters")
+    if "share_of_backbone" in facts:
+        parts.append(f"{float(facts['share_of_backbone']):.2%} of the backbone")
+    return ", ".join(parts)
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU where there is one, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _check_same(ours: str, theirs: str, out: Path) -> None:
+    for now, before in zip(ours.splitlines(), theirs.splitlines(), strict=False):
+        if now != before:
+            raise InputError(
+                f"the run to resume for {out} was started with {before.strip()!r}, not "
+                f"{now.strip()!r}; give the same options"
+            )

@@ -1,0 +1,127 @@
+"""What all training modules share: optimiser, schedule, chance, and stopping at nonsense."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from musictune.errors import CheckFailed
+from musictune.training.settings import TrainingSettings
+
+
+class Stepped(pl.LightningModule, ABC):
+    """AdamW with linear warm-up and a cosine to zero, resumable to the bit.
+
+    The rate, the batches and the seed of dropout depend on the step alone, so a resumed run needs
+    nothing but the weights, the optimiser's moments and the number of steps done.
+
+    Args:
+        settings: the run's numbers.
+        start: steps done before this process.
+        optimizer_state: what AdamW held then.
+
+    Attributes:
+        last_checkpoint: the newest one that is known to be good.
+        losses: of the passes of the current step.
+    """
+
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        start: int = 0,
+        optimizer_state: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.strict_loading = False
+        self.settings = settings
+        self.start = start
+        self.last_checkpoint: Path | None = None
+        self.losses: list[float] = []
+        self._optimizer_state = optimizer_state
+
+    @abstractmethod
+    def loss(self, batch: Any) -> Tensor:
+        """The training loss, a scalar."""
+
+    @abstractmethod
+    def write(self, folder: Path) -> None:
+        """Write what has been learned so far, for a checkpoint."""
+
+    def held_out_loss(self) -> float | None:
+        """The loss on what is held out, the same crops each time; None if nothing is."""
+        return None
+
+    def rates(self) -> dict[str, tuple[float, list[nn.Parameter]]]:
+        """Groups of trained parameters with their peak rates. Their order must not change."""
+        trained = sorted((n, p) for n, p in self.named_parameters() if p.requires_grad)
+        return {"all": (self.settings.lr or 1e-3, [p for _, p in trained])}
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done, over all processes of this run."""
+        return self.start + self.trainer.global_step
+
+    @property
+    def rate(self) -> float:
+        """The first group's current learning rate."""
+        peak = next(iter(self.rates().values()))[0]
+        return peak * self.settings.rate_at(self.step)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """One forward pass; a loss that is no number stops the run."""
+        place = self.start * self.settings.accumulate + batch_idx
+        torch.manual_seed(_seed(self.settings.seed, place))
+        loss = self.loss(batch)
+        self._check(loss, "loss")
+        self.losses.append(float(loss.detach()))
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW over the trained parameters, as it was left if this run goes on."""
+        groups = [{"params": group, "lr": peak, "peak": peak} for peak, group in self._groups()]
+        optimizer = torch.optim.AdamW(groups, weight_decay=self.settings.weight_decay)
+        if self._optimizer_state is not None:
+            optimizer.load_state_dict(self._optimizer_state)
+            self._optimizer_state = None
+        return optimizer
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradient, refuse one that is no number, set this step's rate."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
+        self._check(norm, "gradient")
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * self.settings.rate_at(self.step)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Only what is trained: Lightning's own checkpoints stay as small as the adapter."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        full = super().state_dict(*args, **kwargs)
+        return {name: value for name, value in full.items() if name in trained}
+
+    def _groups(self) -> list[tuple[float, list[nn.Parameter]]]:
+        return [pair for pair in self.rates().values() if pair[1]]
+
+    def _check(self, value: Tensor, what: str) -> None:
+        if torch.isfinite(value).all():
+            return
+        good = (
+            f"the last good checkpoint is {self.last_checkpoint}"
+            if self.last_checkpoint
+            else ("there is no checkpoint yet")
+        )
+        raise CheckFailed(
+            f"the {what} became {float(value)} at step {self.step + 1}; {good}; "
+            f"lower the learning rate (now {self.rate:.3g}) or use precision fp32"
+        )
+
+
+def _seed(seed: int, place: int) -> int:
+    digest = hashlib.sha256(f"{seed}:{place}".encode()).digest()
+    return int.from_bytes(digest[:7])

@@ -1,0 +1,146 @@
+"""``musictune tune``: learn a sound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from musictune.training.recipe import Recipe
+    from musictune.training.run import Result
+
+
+def tune(
+    clips: Annotated[
+        Path | None,
+        typer.Argument(help="A recording, a folder of them, a manifest, or a prepared folder."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the run.")] = Path("out/tune"),
+    concept: Annotated[
+        str | None, typer.Option(help="Name of the sound; prompts then call it <name>.")
+    ] = None,
+    class_word: Annotated[
+        str | None, typer.Option(help="What kind of sound it is, such as 'piano'.")
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="pivotal (default), lora, dora, ia3, full, concept_tokens, or peft:KIND."
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="mini (default), a model folder, or a Hugging Face id."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps; 300 by default.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate; the method's own by default.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Clips per step; 4 by default.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random; 0 by default.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="Tokens that carry the concept; 1 by default.")
+    ] = None,
+    preview_every: Annotated[
+        int | None, typer.Option(help="Steps between previews in samples/; 0 for none.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="auto (default), fp32 or bf16.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    config: Annotated[
+        list[Path] | None, typer.Option(help="A recipe in YAML; later ones win. Repeatable.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a recipe: method.fraction=0.02. Repeatable."),
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Show the resolved recipe and stop.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run, to the bit.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run if it is there.")
+    ] = False,
+) -> None:
+    """Teach a base model the sound of some recordings.
+
+    Two minutes of audio are enough. With --concept the model learns a new word for the sound,
+    which prompts then use. Recordings are cut and captioned first; to look at that yourself, run
+    `prepare` and give its folder.
+
+    The run holds adapter/ (what was learned), config.yaml (the recipe, to run it again),
+    metrics.csv and losses.png, samples/ and a README.md. At the end one prompt is played with and
+    without the adapter; if nothing changed, the command fails.
+
+    Ctrl-C stops after the current step and keeps a checkpoint for --resume.
+
+    Example: musictune tune my-recordings --concept mybox --class-word "music box" --out runs/mybox
+    """
+    from musictune import console
+    from musictune.errors import InputError
+    from musictune.training.recipe import load_recipe
+
+    recipe = load_recipe(
+        config or [],
+        set_ or [],
+        {
+            "run.clips": str(clips) if clips else None,
+            "run.concept": concept,
+            "run.class_word": class_word,
+            "run.base": base,
+            "run.tokens": tokens,
+            "training.steps": steps,
+            "training.lr": lr,
+            "training.batch": batch,
+            "training.seed": seed,
+            "training.preview_every": preview_every,
+            "training.precision": precision,
+        },
+        method,
+    )
+    if print_config:
+        console.say(recipe.text.rstrip())
+        return
+    if not recipe.run.clips:
+        raise InputError("no CLIPS given; name a recording, a folder or a manifest")
+    if not Path(recipe.run.clips).exists():
+        raise InputError(f"clips {recipe.run.clips} do not exist; name a recording or a folder")
+    _report(_run(recipe, out, device, resume, overwrite), recipe)
+
+
+def _run(recipe: Recipe, out: Path, device: str, resume: bool, overwrite: bool) -> Result:
+    from musictune import console
+    from musictune.models import checkpoint
+    from musictune.models.musicgen import MusicGen
+    from musictune.training.loop import Interrupted
+    from musictune.training.run import check_out, tune
+
+    checkpoint.check(recipe.run.base)
+    checkpoint.device(device)
+    check_out(out, recipe, resume=resume, overwrite=overwrite)
+    model = MusicGen.load(recipe.run.base, device)
+    try:
+        return tune(model, Path(recipe.run.clips), recipe, out, resume=resume, overwrite=overwrite)
+    except Interrupted as error:
+        # Typer turns an interrupt into exit code 130 and drops what it says.
+        console.note(str(error))
+        raise
+
+
+def _report(result: Result, recipe: Recipe) -> None:
+    from musictune.console import say
+
+    facts = result.facts
+    say(
+        f"adapter {int(facts['adapter_bytes']) / 1e3:,.0f} kB, {facts['seconds']} s, "
+        f"peak memory {int(facts['peak_memory_bytes']) / 1e9:.2f} GB"
+    )
+    say(
+        f"proof of effect: {result.effect.tokens_changed:.0%} of the tokens differ with the "
+        f"adapter, {result.effect.mel_distance:.1f} dB apart"
+    )
+    call = recipe.concept.trigger if recipe.concept else "a prompt"
+    say(f'{result.folder}: try  musictune generate "{call}" --adapter {result.folder}')

@@ -1,0 +1,146 @@
+"""``tune`` and ``merge`` as people call them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+from transformers import AutoTokenizer, MusicgenForConditionalGeneration
+
+from musictune.__main__ import main
+from musictune.methods import load_adapter
+from musictune.models.musicgen import MusicGen
+
+
+def command(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as left:
+        main(list(arguments))
+    return int(left.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy base in ``base`` and two captioned recordings in ``clips``."""
+    root = tmp_path_factory.mktemp("tune")
+    MusicGen.toy().save(root / "base")
+    (root / "clips").mkdir()
+    time = np.arange(16_000 * 5) / 16_000
+    for pitch in (220, 330):
+        wave = 0.4 * np.sin(2 * np.pi * pitch * time) * np.exp(-((time * 2) % 1) * (2 + time))
+        sf.write(root / "clips" / f"{pitch}.wav", wave, 16_000)
+        (root / "clips" / f"{pitch}.txt").write_text("slow piano")
+    return root
+
+
+def tune(place: Path, out: Path, *more: str) -> int:
+    return command(
+        "tune", str(place / "clips"), "--base", str(place / "base"), "--out", str(out),
+        "--concept", "zorblax", "--class-word", "piano", "--steps", "3", "--lr", "0.05",
+        "--set", "method.probe_steps=2", "--set", "training.preview_seconds=0.2",
+        "--set", "training.seconds=2", "--device", "cpu", *more,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tuned(place: Path) -> Path:
+    assert tune(place, place / "run") == 0
+    return place / "run"
+
+
+def test_tune_reports_and_writes_a_run(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tune(place, tmp_path / "run") == 0
+    said = capsys.readouterr().out
+    assert "8 matched layers" in said
+    assert "trained parameters" in said
+    assert "proof of effect" in said
+    assert "--resume" not in said
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"config.yaml", "adapter", "metrics.csv", "samples", "README.md", "clips"} <= names
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_the_same_command_gives_the_same_adapter(place: Path, tuned: Path, tmp_path: Path) -> None:
+    assert tune(place, tmp_path / "again") == 0
+    files = [p.relative_to(tuned) for p in sorted((tuned / "adapter").rglob("*")) if p.is_file()]
+    assert files
+    for name in files:
+        assert (tmp_path / "again" / name).read_bytes() == (tuned / name).read_bytes(), name
+
+
+def test_print_config_only_prints(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tune(place, tmp_path / "run", "--print-config") == 0
+    assert "fraction: 0.05" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_says_how_to_go_on(
+    place: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = itertools.count()
+
+    def interrupted(*_: object, **__: object) -> None:
+        if next(calls) == 0:  # a second one would stop at once
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("musictune.training.tuning.Tuning.on_train_batch_end", interrupted)
+    assert tune(place, tmp_path / "run") == 130
+    assert "stopped at step" in (said := capsys.readouterr().err)
+    assert "--resume" in said
+    monkeypatch.undo()
+    assert tune(place, tmp_path / "run", "--resume") == 0
+
+
+def test_merge_writes_what_plain_transformers_reads(place: Path, tuned: Path) -> None:
+    assert command("merge", str(tuned), "--out", str(place / "merged")) == 0
+    network = MusicgenForConditionalGeneration.from_pretrained(place / "merged")
+    tokenizer = AutoTokenizer.from_pretrained(place / "merged")
+    assert "<zorblax>" in tokenizer.get_vocab()
+    expected = MusicGen.load(place / "base")
+    load_adapter(expected, tuned)
+    ours, theirs = network.state_dict(), expected.network.state_dict()
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert command("merge", str(tuned), "--out", str(place / "merged")) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--method", "magic"], "'magic' is unknown"),
+        (["--base", "no-such-base"], "no-such-base"),
+        (["--concept", "piano", "--class-word", "sound"], "already in the model's vocabulary"),
+        (["--steps", "0"], "steps 0"),
+        (["--set", "method.targets=nowhere"], "matched no layer"),
+        (["--resume"], "nothing to resume"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    more: list[str], says: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tune(place, tmp_path / "run", *more) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("musictune: error:")
+    assert says in last
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_clips_and_a_taken_output_are_refused(place: Path, tuned: Path) -> None:
+    assert command("tune", str(place / "nothing"), "--out", str(place / "x")) == 2
+    assert command("tune", "--out", str(place / "x")) == 2
+    assert tune(place, tuned) == 2
+    assert command("merge", str(place / "clips"), "--out", str(place / "x")) == 2
+    assert command("merge", str(tuned), "--weight", "nan", "--out", str(place / "x")) == 2
+    assert not (place / "x").exists()
