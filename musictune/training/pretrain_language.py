@@ -1,0 +1,155 @@
+"""Training the bundled MusicGen: a T5 text encoder and a MusicGen decoder over codec tokens."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from musictune import audio, console
+from musictune.models.base import Batch
+from musictune.models.codec import SpectralCodec
+from musictune.models.musicgen import MusicGen
+from musictune.training.pretrain import Corpus, Pretraining, PretrainSettings
+from musictune.training.text import train_tokenizer
+
+
+class LanguageModelPretraining(Pretraining):
+    """Learn text to codec tokens.
+
+    Args:
+        settings: how long and how fast.
+        codec: a folder with a trained :class:`SpectralCodec`.
+        vocabulary: tokens of the text encoder.
+        text: fields of ``T5Config``.
+        decoder: fields of ``MusicgenDecoderConfig``.
+        batch_size: clips per step.
+        seconds: length of a clip; the longest music the model will know.
+        caption_dropout: share of clips heard without their text, for classifier-free guidance.
+    """
+
+    def __init__(
+        self,
+        settings: PretrainSettings,
+        codec: str,
+        vocabulary: int = 1500,
+        text: dict[str, Any] | None = None,
+        decoder: dict[str, Any] | None = None,
+        batch_size: int = 16,
+        seconds: float = 10.0,
+        caption_dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.codec = SpectralCodec.from_pretrained(codec, use_safetensors=True)
+        self.vocabulary = vocabulary
+        self.text, self.decoder = text or {}, decoder or {}
+        self.batch_size = batch_size
+        self.seconds = seconds
+        self.frames = round(seconds * self.codec.config.frame_rate)
+        self.caption_dropout = caption_dropout
+
+    def open(self, corpus: Corpus) -> None:
+        """Tokenise the whole corpus once (kept beside it), train the tokeniser, build the model."""
+        self.corpus = corpus
+        self.codes = self._tokens(corpus)
+        captions = [text for i in range(len(corpus.rows)) for text in corpus.captions(i)]
+        random.Random(0).shuffle(captions)
+        tokenizer = train_tokenizer(captions[:50_000], self.vocabulary)
+        self.model = self._build(tokenizer)
+
+    def batch(self, rng: np.random.Generator) -> Batch:
+        """Random crops with one of their captions, sometimes none."""
+        chosen = rng.integers(len(self.codes), size=self.batch_size)
+        starts = rng.integers(self.codes.shape[-1] - self.frames + 1, size=self.batch_size)
+        codes = torch.stack(
+            [self.codes[i, :, s : s + self.frames] for i, s in zip(chosen, starts, strict=True)]
+        ).long()
+        texts = []
+        for i in chosen:
+            options = self.corpus.captions(int(i))
+            text = options[int(rng.integers(len(options)))]
+            texts.append("" if rng.random() < self.caption_dropout else text)
+        return Batch(codes, torch.full((self.batch_size,), self.frames), tuple(texts))
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """The model's own loss."""
+        return self.model.nll(batch.to(self.device)).mean(), {}
+
+    def export(self, folder: Path) -> None:
+        """A MusicGen folder in half precision that plain transformers loads."""
+        network = self.model.network.half()
+        network.save_pretrained(folder, max_shard_size="14MB")
+        self.model.tokenizer.save_pretrained(folder)
+
+    def _tokens(self, corpus: Corpus) -> Tensor:
+        from safetensors.torch import load_file, save_file
+
+        key = f"{len(corpus.rows)}-{abs(self.codec.codebooks.sum().item()):.5f}"
+        cache = corpus.folder / f"tokens-{key}.safetensors"
+        if cache.is_file():
+            return load_file(cache)["codes"]
+        rows = []
+        for index in console.track(range(len(corpus.rows)), "tokenising", len(corpus.rows)):
+            clip = audio.read(corpus.path(index)).mono().resample(self.codec.config.sampling_rate)
+            rows.append(self.codec.encode(clip.wave[None]).audio_codes[0, 0].to(torch.int16))
+        frames = min(row.shape[-1] for row in rows)
+        codes = torch.stack([row[:, :frames] for row in rows])
+        save_file({"codes": codes}, cache)
+        return codes
+
+    def _build(self, tokenizer: Any) -> MusicGen:
+        from transformers import MusicgenConfig, MusicgenForConditionalGeneration, T5Config
+        from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
+
+        size = self.codec.config.codebook_size
+        text = T5Config(
+            vocab_size=len(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            decoder_start_token_id=tokenizer.pad_token_id,
+            **{"d_model": 192, "d_kv": 48, "d_ff": 768, "num_layers": 3, "num_heads": 4}
+            | self.text,
+        )
+        decoder = MusicgenDecoderConfig(
+            vocab_size=size,
+            num_codebooks=self.codec.config.num_quantizers,
+            audio_channels=1,
+            pad_token_id=size,
+            bos_token_id=size,
+            **{
+                "hidden_size": 256,
+                "ffn_dim": 1024,
+                "num_hidden_layers": 7,
+                "num_attention_heads": 4,
+                "max_position_embeddings": 2048,
+                "dropout": 0.05,
+                "attention_dropout": 0.0,
+                "activation_dropout": 0.0,
+                "layerdrop": 0.0,
+            }
+            | self.decoder,
+        )
+        network = MusicgenForConditionalGeneration(
+            MusicgenConfig(
+                text_encoder=text.to_dict(),
+                audio_encoder=self.codec.config.to_dict(),
+                decoder=decoder.to_dict(),
+            )
+        )
+        network.audio_encoder.load_state_dict(self.codec.state_dict())
+        network.audio_encoder.requires_grad_(False)
+        # T5's own start, made for huge width, drowns the attention of so small a model.
+        nn.init.normal_(network.text_encoder.shared.weight, std=0.5)
+        generation = network.generation_config
+        generation.pad_token_id = generation.bos_token_id = size
+        generation.decoder_start_token_id = size
+        generation.do_sample = True
+        generation.guidance_scale = 3.0
+        generation.max_length = self.frames
+        network.train()
+        return MusicGen(network, tokenizer, base="mini")
