@@ -1,0 +1,59 @@
+"""The command line as a person meets it, in real processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "musictune", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_help_names_every_verb_without_importing_torch() -> None:
+    code = (
+        "import sys\n"
+        "sys.argv = ['musictune', '--help']\n"
+        "import musictune.__main__ as m\n"
+        "try: m.main()\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    for verb in ("demo", "prepare", "tune", "generate", "evaluate", "merge", "doctor", "pretrain"):
+        assert verb in result.stdout
+    assert result.stdout.strip().endswith("False False")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["trian"], "No such command"),
+        (["generate", "x", "--guidence", "2"], "--guidance"),
+        (["tune"], "CLIPS"),
+        (["generate", "x", "--count", "many"], "many"),
+    ],
+)
+def test_a_mistyped_command_is_one_line_and_exit_2(arguments: list[str], hint: str) -> None:
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith("musictune: error: ")
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert hint.lower() in result.stderr.lower()
+    assert "Traceback" not in result.stderr
+
+
+def test_debug_shows_the_traceback() -> None:
+    result = run("evaluate", "nowhere", "--reference", "nowhere", "--out", "out", "--debug")
+    assert result.returncode == 2
+    assert "Traceback" in result.stderr
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert result.returncode == 0
+    assert result.stdout.startswith("musictune 0.")
