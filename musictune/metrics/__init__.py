@@ -1,0 +1,1 @@
+"""Scores for made music: alignment, Fréchet distance, similarity. Sees only ``musictune.audio``."""

@@ -1,0 +1,146 @@
+"""Folders of clips to score, as ``generate`` writes them, or any folder of audio."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from musictune.audio import AUDIO_SUFFIXES, Clip, read, stream
+from musictune.errors import InputError
+
+MANIFEST = "manifest.jsonl"
+
+_BLOCK = 120.0  # seconds of a long reference read at a time; a multiple of every window's hop
+
+
+@dataclass(frozen=True)
+class ClipFile:
+    """A clip in a file, read when it is needed.
+
+    Attributes:
+        path: the audio.
+        file: its name within the folder.
+        prompt: as it was typed; empty if not known.
+        text: the prompt with concept triggers replaced by their class words.
+        seed: of its sampling, if known.
+        base: the base model, if known.
+        adapters: what the manifest says was loaded.
+    """
+
+    path: Path
+    file: str
+    prompt: str = ""
+    text: str = ""
+    seed: int | None = None
+    base: str = ""
+    adapters: tuple[Any, ...] = ()
+
+    def read(self) -> Clip:
+        """The audio, its caption being ``text``."""
+        return replace(read(self.path), caption=self.text)
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """Clips that belong together, under the name that people see."""
+
+    name: str
+    files: tuple[ClipFile, ...]
+
+
+def read_made(folder: Path) -> tuple[ClipFile, ...]:
+    """The clips of a folder: in the manifest's order, or without a manifest by name.
+
+    Raises:
+        InputError: no such folder, nothing in it, or a manifest that is damaged, names a file that
+            is missing or points outside the folder.
+    """
+    if not folder.exists():
+        raise InputError(f"{folder} does not exist; give a folder of audio")
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file; give the folder it lies in")
+    if (folder / MANIFEST).is_file():
+        return _from_manifest(folder)
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in AUDIO_SUFFIXES)
+    if not files:
+        kinds = ", ".join(sorted(AUDIO_SUFFIXES))
+        raise InputError(f"folder {folder} holds no audio; put in files ending in {kinds}")
+    return tuple(ClipFile(path, path.name) for path in files)
+
+
+def pair(made: Sequence[ClipFile], against: Sequence[ClipFile]) -> list[tuple[int, int]]:
+    """Indices of clips that share seed and prompt, each used once, in the order of ``made``.
+
+    What counts as the prompt is the text a judge reads, or else the words that were typed: a base
+    that does not know a concept keeps its trigger.
+    """
+    pairs: dict[int, int] = {}
+    for key in ("text", "prompt"):
+        free = defaultdict(list)
+        used = set(pairs.values())
+        for j, clip in enumerate(against):
+            if j not in used:
+                free[getattr(clip, key), clip.seed].append(j)
+        for i, clip in enumerate(made):
+            words = getattr(clip, key)
+            if i in pairs or not words or clip.seed is None:
+                continue
+            if matches := free[words, clip.seed]:
+                pairs[i] = matches.pop(0)
+    return sorted(pairs.items())
+
+
+def reference_clips(files: Iterable[ClipFile]) -> Iterator[Clip]:
+    """Reference recordings as a stream of clips, long ones in blocks, in bounded memory.
+
+    Raises:
+        InputError: a file that cannot be used.
+    """
+    for file in files:
+        for index, clip in enumerate(stream(file.path, _BLOCK)):
+            # The rest of a long recording would be one window mostly filled with repetition.
+            if index == 0 or clip.seconds >= _BLOCK / 2:
+                yield clip
+
+
+def _from_manifest(folder: Path) -> tuple[ClipFile, ...]:
+    manifest = folder / MANIFEST
+    try:
+        lines = manifest.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"manifest {manifest} cannot be read: {error}") from error
+    clips = [_clip(folder, line, number) for number, line in enumerate(lines, 1) if line.strip()]
+    if not clips:
+        raise InputError(f"manifest {manifest} is empty; run `musictune generate` again")
+    return tuple(clips)
+
+
+def _clip(folder: Path, line: str, number: int) -> ClipFile:
+    where = f"manifest {folder / MANIFEST} line {number}"
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not JSON; run `musictune generate` again") from error
+    name = entry.get("file") if isinstance(entry, dict) else None
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise InputError(f'{where} names no file; each line needs "file"')
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{where} points outside its folder: {name!r}; only files in it are read")
+    if not path.is_file():
+        raise InputError(f"{where} names {name!r}, which is not there; generate it again")
+    prompt, seed, adapters = entry.get("prompt"), entry.get("seed"), entry.get("adapters")
+    text = entry.get("text", prompt)
+    return ClipFile(
+        path=path,
+        file=name,
+        prompt=prompt if isinstance(prompt, str) else "",
+        text=text if isinstance(text, str) else "",
+        seed=seed if isinstance(seed, int) else None,
+        base=str(entry.get("base") or ""),
+        adapters=tuple(adapters) if isinstance(adapters, list) else (),
+    )

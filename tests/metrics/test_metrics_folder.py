@@ -1,0 +1,119 @@
+"""Folders of clips: manifests, what they may name, and which clips are pairs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from musictune.audio import Clip, write
+from musictune.errors import InputError
+from musictune.metrics.folder import ClipFile, pair, read_made, reference_clips
+
+
+def sound(path: Path, seconds: float = 0.5, rate: int = 8000) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(Clip(torch.rand(1, round(seconds * rate)) - 0.5, rate), path)
+    return path
+
+
+def manifest(folder: Path, *entries: object) -> None:
+    lines = [entry if isinstance(entry, str) else json.dumps(entry) for entry in entries]
+    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def test_manifest_gives_prompt_text_seed_and_origin(tmp_path: Path):
+    sound(tmp_path / "a.wav")
+    sound(tmp_path / "not-listed.wav")
+    adapter = {"path": "runs/x", "weight": 0.5}
+    line = {"file": "a.wav", "prompt": "a <x> tune", "text": "a piano tune", "seed": 3}
+    manifest(tmp_path, line | {"base": "mini", "adapters": [adapter]})
+    (clip,) = read_made(tmp_path)
+    assert (clip.prompt, clip.text, clip.seed) == ("a <x> tune", "a piano tune", 3)
+    assert (clip.base, clip.adapters) == ("mini", (adapter,))
+    assert clip.read().caption == "a piano tune"
+
+
+def test_prompt_stands_in_for_a_missing_text(tmp_path: Path):
+    sound(tmp_path / "a.wav")
+    manifest(tmp_path, {"file": "a.wav", "prompt": "a tune"})
+    assert read_made(tmp_path)[0].text == "a tune"
+
+
+def test_without_a_manifest_the_audio_by_name(tmp_path: Path):
+    sound(tmp_path / "b.wav")
+    sound(tmp_path / "a.flac")
+    (tmp_path / "notes.txt").write_text("x")
+    clips = read_made(tmp_path)
+    assert [clip.file for clip in clips] == ["a.flac", "b.wav"]
+    assert clips[0].text == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{not json", "line 1 is not JSON"),
+        ({"prompt": "x"}, "names no file"),
+        ([1], "names no file"),
+        ({"file": "gone.wav"}, "not there"),
+        ({"file": "../outside.wav"}, "outside its folder"),
+        ("", "empty"),
+    ],
+)
+def test_a_bad_manifest_is_refused(tmp_path: Path, line: object, words: str):
+    sound(tmp_path / "outside.wav")
+    folder = tmp_path / "made"
+    folder.mkdir()
+    manifest(folder, line)
+    with pytest.raises(InputError, match=words):
+        read_made(folder)
+
+
+def test_missing_empty_and_file_are_refused(tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    path = sound(tmp_path / "one.wav")
+    for place, words in [
+        (tmp_path / "no", "exist"),
+        (tmp_path / "empty", "no audio"),
+        (path, "a file"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            read_made(place)
+
+
+def named(prompt: str, seed: int | None, text: str | None = None) -> ClipFile:
+    return ClipFile(Path("x.wav"), "x.wav", prompt, prompt if text is None else text, seed=seed)
+
+
+def test_pairs_share_text_or_prompt_and_seed():
+    made = [
+        named("a <x> tune", 1, "a piano tune"),
+        named("a <x> tune", 2, "a piano tune"),
+        named("a <x> waltz", 1, "a piano waltz"),
+        named("march", 1),
+        named("", None),
+    ]
+    against = [
+        named("march", 2),
+        named("a <x> waltz", 1),  # a base that does not know the concept keeps its trigger
+        named("a piano tune", 2),
+        named("a piano tune", 1),
+        named("", None),
+    ]
+    assert pair(made, against) == [(0, 3), (1, 2), (2, 1)]
+
+
+def test_each_clip_is_paired_once():
+    assert pair([named("a", 1), named("a", 1), named("a", 1)], [named("a", 1)] * 2) == [
+        (0, 0),
+        (1, 1),
+    ]
+
+
+def test_long_references_come_in_blocks(tmp_path: Path):
+    long = sound(tmp_path / "long.wav", 130.0, 1000)
+    short = sound(tmp_path / "short.wav", 0.5)
+    clips = list(reference_clips([ClipFile(long, "long"), ClipFile(short, "short")]))
+    assert [clip.seconds for clip in clips] == [120.0, 0.5]
