@@ -65,17 +65,18 @@ def _run(arguments: list[str]) -> int:
     except MusictuneError as error:
         return _complain(str(error), error.exit_code, arguments)
     except (KeyboardInterrupt, typer.Abort) as error:
-        return _complain(str(error) or "interrupted", 130)
+        return _complain(str(error) or "interrupted", 130, arguments)
+    except PermissionError as error:
+        # Not known here: whether it was to be read or written.
+        message = f"no permission for {error.filename}; check its owner and mode"
+        return _complain(message, 2, arguments)
     except OSError as error:
         where = error.filename or "the output"
         return _complain(str(readable(error, where)), 2, arguments)
-    except (ImportError, RuntimeError):
-        from musictune.verbs.doctor import broken_packages
-
-        broken = broken_packages()
-        if not broken or "--debug" in arguments:
+    except Exception as error:
+        if "--debug" in arguments:
             raise
-        return _complain(broken[0], 2)
+        return _complain(_unforeseen(error), 2)
 
 
 def _complain(message: str, code: int, arguments: Sequence[str] = ()) -> int:
@@ -84,6 +85,17 @@ def _complain(message: str, code: int, arguments: Sequence[str] = ()) -> int:
     line = " ".join(message.split())
     print(f"musictune: error: {line}", file=sys.stderr)  # noqa: T201
     return code
+
+
+def _unforeseen(error: Exception) -> str:
+    """A package that is broken, or else a mistake of ours."""
+    if isinstance(error, (ImportError, RuntimeError)):
+        from musictune.verbs.doctor import broken_packages
+
+        if broken := broken_packages():
+            return broken[0]
+    reason = f"{type(error).__name__}: {error}".strip(": ")
+    return f"unforeseen {reason[:300]}; run it again with --debug and report what that shows"
 
 
 def _version(wanted: bool) -> None:
@@ -110,7 +122,11 @@ def _with_globals(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def command(*, quiet: bool = False, debug: bool = False, **options: Any) -> None:
         console.set_quiet(quiet)
-        function(**options)
+        try:
+            function(**options)
+        except KeyboardInterrupt as error:
+            # Typer would drop what it says.
+            raise typer.Abort(str(error)) from error
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     signature = inspect.signature(function, eval_str=True)

@@ -129,7 +129,9 @@ class _SoundfileReader:
         try:
             self.file = soundfile.SoundFile(file)
         except (soundfile.SoundFileError, TypeError, ValueError) as error:
-            raise AudioError(f"{path} is not audio that can be read: {_reason(error)}") from error
+            raise AudioError(
+                f"{path} is not audio that can be read ({_reason(error)}); export it again"
+            ) from error
         self.rate = self.file.samplerate
         self.channels = self.file.channels
         self.frames = declared or self.file.frames
@@ -194,7 +196,9 @@ class _FfmpegReader:
             self.rate = self.stream.codec_context.sample_rate
             self.channels = self.stream.codec_context.layout.nb_channels
         except Exception as error:  # PyAV raises nine kinds on damaged files, MemoryError too
-            raise AudioError(f"{path} is not audio that can be read: {_reason(error)}") from error
+            raise AudioError(
+                f"{path} is not audio that can be read ({_reason(error)}); export it again"
+            ) from error
         # Raw AAC carries no length; FFmpeg would guess one from the bit rate.
         length, base = self.stream.duration, self.stream.time_base
         self.frames = 0

@@ -10,9 +10,10 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from musictune.errors import InputError
@@ -67,7 +68,11 @@ def move_folder(source: Path, target: Path) -> None:
     """Rename ``source`` to ``target``, replacing a folder that is there."""
     if target.exists():
         retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-        target.rename(retired / "old")
+        try:
+            target.rename(retired / "old")
+        except OSError:
+            retired.rmdir()
+            raise
         source.rename(target)
         shutil.rmtree(retired, ignore_errors=True)
     else:
@@ -75,15 +80,31 @@ def move_folder(source: Path, target: Path) -> None:
     _sync(target.parent)
 
 
-def check_target(target: Path | str, *, overwrite: bool = False) -> None:
-    """Refuse an output folder that would be overwritten, before any work is done.
+def check_target(
+    target: Path | str, *, overwrite: bool = False, inputs: Iterable[Path | str] = ()
+) -> None:
+    """Refuse an output folder that would lose something or cannot be, before any work is done.
+
+    Args:
+        target: what will be renamed into place.
+        overwrite: it may have something in it.
+        inputs: what is read, which replacing ``target`` must not take away.
 
     Raises:
-        InputError: ``target`` is a file, or a folder with something in it and not ``overwrite``.
+        InputError: ``target`` is a file, a folder with something in it and not ``overwrite``, one
+            that holds an input or the current folder, or one that cannot be renamed or written.
     """
     target = Path(target)
+    for path in map(Path, inputs):
+        if path.resolve().is_relative_to(target.resolve()):
+            raise InputError(f"output {target} would replace {path}; choose another --out")
     if target.exists() and not target.is_dir():
         raise InputError(f"output {target} is a file; choose a folder")
+    if Path.cwd().is_relative_to(target.resolve()) or os.path.ismount(target):
+        raise InputError(
+            f"output {target} cannot be replaced as a whole; name a new folder, such as "
+            f"{target / 'out'}"
+        )
     if target.is_dir() and any(target.iterdir()) and not overwrite:
         raise InputError(
             f"output {target} already exists; choose another --out or pass --overwrite"
@@ -104,6 +125,20 @@ def readable(error: OSError, target: Path | str) -> InputError:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return InputError(f"no permission to write {target}; choose another place")
     return InputError(f"cannot write {target}: {error.strerror or error}")
+
+
+@contextlib.contextmanager
+def system_errors() -> Iterator[None]:
+    """Inside, what safetensors makes of the system's errors is an ``OSError`` again."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def sha256(path: Path | str) -> str:

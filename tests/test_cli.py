@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from musictune.__main__ import main
+
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "musictune", *arguments]
@@ -35,7 +37,7 @@ def test_help_names_every_verb_without_importing_torch() -> None:
         (["trian"], "No such command"),
         (["generate", "x", "--guidence", "2"], "--guidance"),
         (["tune"], "CLIPS"),
-        (["generate", "x", "--count", "many"], "many"),
+        (["generate", "x", "--count", "many"], "--count"),
     ],
 )
 def test_a_mistyped_command_is_one_line_and_exit_2(arguments: list[str], hint: str) -> None:
@@ -57,3 +59,32 @@ def test_version() -> None:
     result = run("--version")
     assert result.returncode == 0
     assert result.stdout.startswith("musictune 0.")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (KeyError("surprise"), 2, "unforeseen KeyError: 'surprise'; run it again with --debug"),
+        (PermissionError(13, "no", "/locked"), 2, "no permission for /locked"),
+        (OSError(28, "full", "/out/x"), 2, "disk full while writing /out/x"),
+        (KeyboardInterrupt("stopped at step 3; --resume"), 130, "stopped at step 3; --resume"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_every_error_is_one_line(
+    error: BaseException,
+    code: int,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("musictune.files.check_target", failing)
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", "made", "--reference", "made", "--out", "out", "--quiet"])
+    assert end.value.code == code
+    said = capsys.readouterr().err
+    assert said.startswith(f"musictune: error: {says}")
+    assert len(said.splitlines()) == 1

@@ -6,9 +6,10 @@ import errno
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from musictune.errors import InputError
-from musictune.files import check_target, publish_file, publish_folder
+from musictune.files import check_target, move_folder, publish_file, publish_folder, system_errors
 
 
 def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -66,3 +67,45 @@ def test_targets_that_would_lose_something_are_refused(
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(InputError, match="no permission"):
         check_target(tmp_path / "new")
+
+
+def test_inputs_and_the_current_folder_are_never_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recordings = tmp_path / "recordings"
+    recordings.mkdir()
+    for out in (recordings, tmp_path):
+        with pytest.raises(InputError, match="would replace"):
+            check_target(out, overwrite=True, inputs=[recordings / "a.wav"])
+    check_target(recordings / "out", overwrite=True, inputs=[recordings])
+    monkeypatch.chdir(recordings)
+    for out in (Path(), Path("..")):
+        with pytest.raises(InputError, match="name a new folder"):
+            check_target(out, overwrite=True)
+    monkeypatch.setattr("os.path.ismount", lambda path: path == tmp_path / "disk")
+    with pytest.raises(InputError, match="name a new folder"):
+        check_target(tmp_path / "disk")
+
+
+def test_a_folder_that_cannot_be_renamed_leaves_no_sibling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "old").mkdir()
+
+    def busy(*_: object) -> None:
+        raise OSError(errno.EBUSY, "busy")
+
+    monkeypatch.setattr(Path, "rename", busy)
+    with pytest.raises(OSError, match="busy"):
+        move_folder(tmp_path / "new", tmp_path / "old")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "old"]
+
+
+def test_what_safetensors_says_of_a_full_disk_is_a_system_error() -> None:
+    words = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with pytest.raises(OSError, match="No space left") as caught, system_errors():
+        raise SafetensorError(words)
+    assert caught.value.errno == errno.ENOSPC
+    with pytest.raises(SafetensorError), system_errors():
+        raise SafetensorError("a header that is no JSON")

@@ -67,6 +67,8 @@ def discover(path: Path | str) -> list[Source]:
     for name in MANIFESTS:
         if (path / name).is_file():
             return _from_manifest(path / name)
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise InputError(f"folder {path} cannot be read: no permission; check its owner and mode")
     sources = [Source(file, str(file.relative_to(path))) for file in _walk(path)]
     if not sources:
         kinds = ", ".join(sorted(AUDIO_SUFFIXES))

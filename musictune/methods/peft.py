@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from musictune.errors import InputError
+from musictune.files import system_errors
 from musictune.methods.base import TuningMethod, interpolate, matched_modules, trained_parameters
 from musictune.methods.storage import load_json, load_tensors
 from musictune.models.base import MusicModel
@@ -107,7 +108,7 @@ class Peft(TuningMethod):
     def save(self, model: MusicModel, folder: Path) -> None:
         """A peft folder: ``PeftModel.from_pretrained(network.decoder, folder)`` loads it."""
         folder.mkdir(parents=True, exist_ok=True)
-        with _quiet():
+        with _quiet(), system_errors():
             self._wrapped.save_pretrained(str(folder), save_embedding_layers=False)
         # peft writes an empty model card; the run's own card says more.
         (folder / "README.md").unlink(missing_ok=True)

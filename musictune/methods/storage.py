@@ -12,13 +12,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from musictune.errors import InputError
+from musictune.files import system_errors
 
 Built = TypeVar("Built")
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write ``tensors`` to a safetensors file."""
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+    """Write ``tensors`` to a safetensors file.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    with system_errors():
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from transformers import MusicgenForConditionalGeneration
 from musictune.audio import Clip
 from musictune.data.concepts import Concept, expand
 from musictune.errors import InputError
+from musictune.files import system_errors
 from musictune.models import checkpoint
 from musictune.models.base import Batch, MusicModel
 
@@ -95,7 +96,7 @@ class MusicGen(MusicModel):
 
     def save(self, folder: Path | str) -> None:
         """Write a folder that plain transformers loads (safetensors)."""
-        with checkpoint.quiet():
+        with checkpoint.quiet(), system_errors():
             self.network.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         if self.concepts:

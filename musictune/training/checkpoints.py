@@ -6,6 +6,7 @@ step and a hash of every file. It is written beside its place, flushed to the di
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -50,7 +51,10 @@ def save_checkpoint(module: Stepped, optimizer: torch.optim.Optimizer, folder: P
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         module.write(temporary)
-        torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+        # Through memory, so that a full disk is an OSError and not torch's own.
+        state = io.BytesIO()
+        torch.save(optimizer.state_dict(), state)
+        (temporary / "optimizer.pt").write_bytes(state.getbuffer())
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         hashes = {p.relative_to(temporary).as_posix(): sha256(p) for p in files}
         listing = temporary / "checkpoint.json"

@@ -87,6 +87,10 @@ def load_recipe(
     for config in configs:
         if not config.is_file():
             raise InputError(f"recipe {config} does not exist; see the configs folder for some")
+        try:
+            config.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"recipe {config} is not readable text; give a YAML file") from error
         arguments += ["--config", str(config)]
     arguments += _method_arguments(method)
     for change in sets:

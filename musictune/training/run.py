@@ -19,7 +19,7 @@ from musictune.data.clips import PreparedClips, is_prepared, prepare_folder
 from musictune.data.concepts import captions_for, plain
 from musictune.data.tokens import Collated, TokenDataset, cached_tokens, collate, split
 from musictune.errors import InputError
-from musictune.files import check_target, move_folder
+from musictune.files import check_target, move_folder, readable
 from musictune.generation import Engine
 from musictune.methods import attach_adapter, save_adapter
 from musictune.methods.base import TuningMethod
@@ -62,13 +62,14 @@ def check_out(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> No
     """
     out = out.absolute()
     work = working_folder(out)
-    held = (work / "checkpoints").is_dir()
+    held = _held(work)
     if resume:
         if not held:
             raise InputError(f"nothing to resume for {out}; run again without --resume")
         _check_same(recipe.text, (work / "config.yaml").read_text(encoding="utf-8"), out)
         return
-    check_target(out, overwrite=overwrite)
+    reads = [recipe.run.clips] + [recipe.run.base] * (recipe.run.base != "mini")
+    check_target(out, overwrite=overwrite, inputs=reads)
     if held and not overwrite:
         raise InputError(
             f"an interrupted run for {out} has checkpoints; go on with --resume, or pass "
@@ -108,17 +109,20 @@ def tune(
     out = out.absolute()
     check_out(out, recipe, resume=resume, overwrite=overwrite)
     work = working_folder(out)
-    if not resume:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        (work / "config.yaml").write_text(recipe.text, encoding="utf-8")
     try:
-        result = _tune(model, clips, recipe, work, resume, callbacks)
-    except Interrupted as error:
-        raise Interrupted(f"{error}; go on with the same command and --resume") from None
-    except BaseException:
-        if not (work / "checkpoints").is_dir():
+        if not resume:
             shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+            (work / "config.yaml").write_text(recipe.text, encoding="utf-8")
+        result = _tune(model, clips, recipe, work, resume, callbacks)
+    except BaseException as error:
+        if not _held(work):
+            shutil.rmtree(work, ignore_errors=True)
+        elif isinstance(error, KeyboardInterrupt):
+            said = str(error) or "stopped"
+            raise Interrupted(f"{said}; go on with the same command and --resume") from None
+        if isinstance(error, OSError):
+            raise readable(error, out) from error
         raise
     shutil.rmtree(work / "checkpoints", ignore_errors=True)
     move_folder(work, out)
@@ -158,6 +162,7 @@ def _tune(
     # From here on the files speak, not the memory: what was saved is what gets proved.
     method.detach(model)
     method = attach_adapter(model, work / "adapter")
+    play = _player(model, method, recipe, prompt, work / "samples")
     effect = measure_effect(model, method, prompt, _preview_seconds(model, recipe), settings.seed)
     effect.check()
     (work / "samples").mkdir(exist_ok=True)
@@ -284,6 +289,11 @@ def _peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _held(work: Path) -> bool:
+    """Whether an interrupted run has a checkpoint."""
+    return any((work / "checkpoints").glob("step-*"))
 
 
 def _check_same(ours: str, theirs: str, out: Path) -> None:

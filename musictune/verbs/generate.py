@@ -75,9 +75,9 @@ def generate(
     check_seconds(seconds)
     _check_numbers(count=count, seed=seed, batch=batch)
     adapters = [_adapter(given) for given in adapter or []]
-    checkpoint.check(base)
+    place = Path(checkpoint.check(base))
     checkpoint.device(device)
-    check_target(out, overwrite=overwrite)
+    check_target(out, overwrite=overwrite, inputs=[place, *(folder for folder, _ in adapters)])
 
     model = load_model(base, device)
     check_seconds(seconds, model.max_seconds)

@@ -33,13 +33,14 @@ def merge(
     from musictune.files import check_target, publish_folder
     from musictune.methods import adapter_folder, load_adapter
     from musictune.methods.storage import load_json
+    from musictune.models import checkpoint
     from musictune.models.musicgen import MusicGen
 
     if not math.isfinite(weight):
         raise InputError(f"weight {weight} must be a number, such as 0.7")
     folder = adapter_folder(run)
     name = base or str(load_json(folder / "adapter.json").get("base", "mini"))
-    check_target(out, overwrite=overwrite)
+    check_target(out, overwrite=overwrite, inputs=[folder, Path(checkpoint.check(name))])
     model = MusicGen.load(name, "cpu")
     concepts = load_adapter(model, folder, weight)
     with publish_folder(out, overwrite=overwrite) as made:

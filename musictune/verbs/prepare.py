@@ -83,7 +83,7 @@ def prepare(
         overwrite=overwrite,
     )
     if report.refused:
-        note(f"{len(report.refused)} files skipped; {out / 'report.json'} says why")
+        note(f"files skipped: {len(report.refused)}; {out / 'report.json'} says why")
     left_out = report.silent + report.duplicate + report.short
     say(
         f"{out}: {report.windows} clips, {report.seconds:.1f} s, "

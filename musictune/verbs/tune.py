@@ -112,22 +112,15 @@ def tune(
 
 
 def _run(recipe: Recipe, out: Path, device: str, resume: bool, overwrite: bool) -> Result:
-    from musictune import console
     from musictune.models import checkpoint
     from musictune.models.musicgen import MusicGen
-    from musictune.training.loop import Interrupted
     from musictune.training.run import check_out, tune
 
     checkpoint.check(recipe.run.base)
     checkpoint.device(device)
     check_out(out, recipe, resume=resume, overwrite=overwrite)
     model = MusicGen.load(recipe.run.base, device)
-    try:
-        return tune(model, Path(recipe.run.clips), recipe, out, resume=resume, overwrite=overwrite)
-    except Interrupted as error:
-        # Typer turns an interrupt into exit code 130 and drops what it says.
-        console.note(str(error))
-        raise
+    return tune(model, Path(recipe.run.clips), recipe, out, resume=resume, overwrite=overwrite)
 
 
 def _report(result: Result, recipe: Recipe) -> None:

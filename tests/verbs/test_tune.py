@@ -14,6 +14,8 @@ import torch
 from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
 from musictune.__main__ import main
+from musictune.audio import write
+from musictune.generation import Engine
 from musictune.methods import load_adapter
 from musictune.models.musicgen import MusicGen
 
@@ -65,6 +67,23 @@ def test_tune_reports_and_writes_a_run(
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"config.yaml", "adapter", "metrics.csv", "samples", "README.md", "clips"} <= names
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("method", ["pivotal", "lora", "dora", "ia3", "full", "concept_tokens"])
+def test_every_method_tunes_and_writes_the_base_itself(
+    method: str, place: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    more = [] if method == "pivotal" else ["--method", method]
+    assert command(
+        "tune", str(place / "clips"), "--base", str(place / "base"), "--out", str(out),
+        "--concept", "zorblax", "--class-word", "piano", "--steps", "2", "--lr", "0.05",
+        "--set", "training.preview_seconds=0.2", "--set", "training.seconds=2",
+        "--device", "cpu", *more,
+    ) == 0  # fmt: skip
+    _, made = Engine(MusicGen.load(place / "base")).rollout(["piano"], 0.2, 0)
+    write(made[0], tmp_path / "expected.wav")
+    assert (out / "samples" / "base.wav").read_bytes() == (tmp_path / "expected.wav").read_bytes()
 
 
 def test_the_same_command_gives_the_same_adapter(place: Path, tuned: Path, tmp_path: Path) -> None:
@@ -141,6 +160,8 @@ def test_missing_clips_and_a_taken_output_are_refused(place: Path, tuned: Path) 
     assert command("tune", str(place / "nothing"), "--out", str(place / "x")) == 2
     assert command("tune", "--out", str(place / "x")) == 2
     assert tune(place, tuned) == 2
+    assert tune(place, place / "clips", "--overwrite") == 2
+    assert len(list((place / "clips").iterdir())) == 4
     assert command("merge", str(place / "clips"), "--out", str(place / "x")) == 2
     assert command("merge", str(tuned), "--weight", "nan", "--out", str(place / "x")) == 2
     assert not (place / "x").exists()
