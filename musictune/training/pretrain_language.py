@@ -184,7 +184,9 @@ def _open_to_text(network: Any) -> None:
     for block in encoder.encoder.block:
         block.layer[0].SelfAttention.o.weight.data.mul_(0.3)
         block.layer[1].DenseReluDense.wo.weight.data.mul_(0.3)
-    nn.init.normal_(network.enc_to_dec_proj.weight, std=network.enc_to_dec_proj.in_features**-0.5)
+    bridge = getattr(network, "enc_to_dec_proj", None)  # only between unequal widths
+    if bridge is not None:
+        nn.init.normal_(bridge.weight, std=bridge.in_features**-0.5)
     for layer in network.decoder.model.decoder.layers:
         nn.init.normal_(layer.encoder_attn.v_proj.weight, std=0.04)
         nn.init.normal_(layer.encoder_attn.out_proj.weight, std=0.04)

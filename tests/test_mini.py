@@ -1,0 +1,86 @@
+"""The bundled base: small, safe, whole, and as good as it was when it was committed.
+
+The figures behind the limits are in ``musictune/bundled/mini/README.md``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import librosa
+import numpy as np
+import pytest
+
+from musictune import audio
+from musictune.audio import Clip
+from musictune.generation import Engine
+from musictune.metrics.embedders import ClapEmbedder
+from musictune.models.musicgen import MusicGen
+
+MINI = Path(audio.__file__).parent / "bundled" / "mini"
+REFERENCE = Path(__file__).parents[1] / "demos" / "steelpan.flac"
+
+
+@pytest.fixture(scope="module")
+def mini() -> MusicGen:
+    return MusicGen.load("mini")
+
+
+def test_it_is_small_and_nothing_in_it_can_run() -> None:
+    files = [path for path in MINI.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 40e6
+    assert all(path.stat().st_size <= 15e6 for path in files)
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".md"}
+    for path in files:
+        if path.suffix == ".json":
+            assert "auto_map" not in json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_it_plays_ten_seconds_at_25_frames_per_second(mini: MusicGen) -> None:
+    assert (mini.sample_rate, mini.frame_rate, mini.max_seconds) == (32000, 25.0, 10.0)
+    codes, (clip,) = Engine(mini).rollout(["a slow piano"], 1.0, seed=0)
+    assert codes.codes.shape == (1, 4, 25)
+    assert clip.seconds == 1.0
+    assert clip.wave.abs().max() > 0.01
+
+
+def test_its_clap_reads_and_hears() -> None:
+    embedder = ClapEmbedder.load()
+    embedder.check()
+    assert embedder.sample_rate == 32000
+
+
+@pytest.mark.slow
+def test_the_codec_keeps_pitch_of_an_instrument_it_never_heard(mini: MusicGen) -> None:
+    clip = audio.read(REFERENCE, seconds=10)
+    (again,) = mini.decode(mini.encode([clip]))
+    chroma = [
+        librosa.feature.chroma_stft(y=c.wave[0, : clip.samples].numpy(), sr=32000, n_fft=4096)
+        for c in (clip, again)
+    ]
+    agreement = (chroma[0].argmax(0) == chroma[1].argmax(0)).mean()
+    assert agreement > 0.6
+
+
+@pytest.mark.slow
+def test_it_tells_a_slow_piano_from_fast_drums(mini: MusicGen) -> None:
+    prompts = ["a slow gentle piano solo"] * 6 + ["fast energetic solo drums, 150 bpm"] * 6
+    _, clips = Engine(mini).rollout(prompts, 6.0, seed=0)
+    attacks = [onset_rate(clip) for clip in clips]
+    noise = [percussive_share(clip) for clip in clips]
+    assert np.median(attacks[6:]) > 1.3 * np.median(attacks[:6])
+    assert np.median(noise[6:]) > 2 * np.median(noise[:6])
+
+
+def onset_rate(clip: Clip) -> float:
+    """Attacks per second."""
+    wave = clip.wave[0].numpy()
+    return len(librosa.onset.onset_detect(y=wave, sr=clip.sample_rate)) / clip.seconds
+
+
+def percussive_share(clip: Clip) -> float:
+    """Energy of what has no pitch, as a share of all."""
+    spectrum = np.abs(librosa.stft(clip.wave[0].numpy()))
+    harmonic, percussive = librosa.decompose.hpss(spectrum)
+    return float((percussive**2).sum() / ((percussive**2).sum() + (harmonic**2).sum()))
