@@ -23,7 +23,7 @@ def demo(
     class_word: Annotated[str, typer.Option(help="What kind of sound it is.")] = "marimba",
     method: Annotated[str, typer.Option(help="As for `tune`.")] = "pivotal",
     base: Annotated[str, typer.Option(help="As for `tune`.")] = "mini",
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 200,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 300,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 10.0,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     prompts: Annotated[
@@ -53,7 +53,7 @@ def demo(
     from musictune.models import load_model
     from musictune.training.recipe import load_recipe
     from musictune.training.run import tune
-    from musictune.verbs.evaluate import evaluate
+    from musictune.verbs.evaluate import measure
 
     began = time.monotonic()
     clips = clips or DEMOS / "steelpan.flac"
@@ -88,7 +88,7 @@ def demo(
         load_adapter(model, folder / "adapter")
         used = {"path": str(out / "adapter"), "weight": 1.0}
         write_music(model, wanted, folder / "tuned", seconds=seconds, seed=seed, adapters=[used])
-        evaluate(folder / "tuned", clips, folder / "report", folder / "base")
+        measure(folder / "tuned", clips, folder / "report", folder / "base")
         for file in (folder / "report").iterdir():
             file.rename(folder / file.name)
         (folder / "report").rmdir()

@@ -45,6 +45,21 @@ def evaluate(
 
     Example: musictune evaluate out/tuned --reference my-recordings --against out/base --out report
     """
+    from musictune.console import say
+
+    measure(made, reference, out, against, embedder, overwrite)
+    say(f"report: {out / 'report.html'}")
+
+
+def measure(
+    made: Path,
+    reference: Path,
+    out: Path,
+    against: Path | None = None,
+    embedder: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """All that ``evaluate`` does but for naming the report's place."""
     from dataclasses import replace
 
     from musictune.console import note, say, track
@@ -86,7 +101,6 @@ def evaluate(
         say(line)
     for name, reason in evaluation.not_computed.items():
         note(f"{name} not computed: {reason}")
-    say(f"report: {out / 'report.html'}")
 
 
 def _names(made: Path, against: Path | None) -> tuple[str, str]:
