@@ -71,6 +71,8 @@ def _run(arguments: list[str]) -> int:
         message = f"no permission for {error.filename}; check its owner and mode"
         return _complain(message, 2, arguments)
     except OSError as error:
+        if error.errno is None:  # not the system's: a shared library that does not load
+            return _complain(_unforeseen(error), 2, arguments)
         where = error.filename or "the output"
         return _complain(str(readable(error, where)), 2, arguments)
     except Exception as error:
@@ -89,7 +91,7 @@ def _complain(message: str, code: int, arguments: Sequence[str] = ()) -> int:
 
 def _unforeseen(error: Exception) -> str:
     """A package that is broken, or else a mistake of ours."""
-    if isinstance(error, (ImportError, RuntimeError)):
+    if isinstance(error, (ImportError, RuntimeError, OSError)):
         from musictune.verbs.doctor import broken_packages
 
         if broken := broken_packages():

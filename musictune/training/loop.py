@@ -78,7 +78,7 @@ def computes_in_bf16(precision: str, device: torch.device) -> bool:
         return precision == "bf16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    able = getattr(torch.cpu, "get_capabilities", dict)()
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     # Without these instructions bf16 on a CPU is emulated, and slower than float32.
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
