@@ -176,7 +176,7 @@ def test_bad_files_are_named_and_the_rest_is_used(tmp_path: Path, capsys) -> Non
 class TestNothingIsLeftBehind:
     """An error leaves neither the output nor a part of it."""
 
-    def refused(self, tmp_path: Path, said: str, **options: object) -> None:
+    def check_refused(self, tmp_path: Path, said: str, **options: object) -> None:
         before = sorted(tmp_path.rglob("*"))
         source = options.pop("source", tmp_path / "raw")
         out = options.pop("out", tmp_path / "out")
@@ -187,17 +187,17 @@ class TestNothingIsLeftBehind:
 
     def test_when_nothing_can_be_used(self, tmp_path: Path) -> None:
         (tmp_path / "raw").mkdir()
-        self.refused(tmp_path, "no audio")
+        self.check_refused(tmp_path, "no audio")
         (tmp_path / "raw" / "x.wav").write_text("no music")
-        self.refused(tmp_path, "nothing in .* can be used: .*x.wav is not audio")
-        self.refused(tmp_path, "does not exist", source=tmp_path / "missing")
+        self.check_refused(tmp_path, "nothing in .* can be used: .*x.wav is not audio")
+        self.check_refused(tmp_path, "does not exist", source=tmp_path / "missing")
 
     def test_when_a_manifest_points_outside(self, tmp_path: Path) -> None:
         put(tmp_path, "secret.wav", music(4))
         put(tmp_path / "raw", "good.wav", music(4))
         entries = ['{"file_name": "good.wav"}', '{"file_name": "../secret.wav"}']
         (tmp_path / "raw" / "metadata.jsonl").write_text("\n".join(entries))
-        self.refused(tmp_path, "line 2 points outside")
+        self.check_refused(tmp_path, "line 2 points outside")
 
     def test_when_the_disk_is_full(self, tmp_path: Path, monkeypatch) -> None:
         put(tmp_path / "raw", "a.wav", music(12))
@@ -210,14 +210,14 @@ class TestNothingIsLeftBehind:
             return real(self, data)
 
         monkeypatch.setattr(Path, "write_bytes", full)
-        self.refused(tmp_path, "disk full", seconds=4.0)
+        self.check_refused(tmp_path, "disk full", seconds=4.0)
 
     def test_when_it_may_not_write(self, tmp_path: Path, monkeypatch) -> None:
         put(tmp_path / "raw", "a.wav", music(4))
         (tmp_path / "file").touch()
-        self.refused(tmp_path, "is a file", out=tmp_path / "file" / "out")
+        self.check_refused(tmp_path, "is a file", out=tmp_path / "file" / "out")
         monkeypatch.setattr(os, "access", lambda *_: False)
-        self.refused(tmp_path, "no permission")
+        self.check_refused(tmp_path, "no permission")
 
     def test_when_tokens_fail(self, tmp_path: Path) -> None:
         put(tmp_path / "raw", "a.wav", music(4))
@@ -226,7 +226,7 @@ class TestNothingIsLeftBehind:
             folder.mkdir()
             raise InputError("no codec")
 
-        self.refused(tmp_path, "no codec", tokenize=fail)
+        self.check_refused(tmp_path, "no codec", tokenize=fail)
 
     @pytest.mark.parametrize(
         ("options", "said"),
@@ -240,17 +240,17 @@ class TestNothingIsLeftBehind:
     )
     def test_when_an_option_makes_no_sense(self, tmp_path: Path, options: dict, said: str) -> None:
         put(tmp_path / "raw", "a.wav", music(4))
-        self.refused(tmp_path, said, **options)
+        self.check_refused(tmp_path, said, **options)
 
     @pytest.mark.parametrize("out", ["raw", "raw/out", "."])
     def test_when_the_output_would_replace_the_recordings(self, tmp_path: Path, out: str) -> None:
         put(tmp_path / "raw", "a.wav", music(4))
-        self.refused(tmp_path, "overlap", out=tmp_path / out, overwrite=True)
+        self.check_refused(tmp_path, "overlap", out=tmp_path / out, overwrite=True)
 
     def test_an_older_output_is_replaced_only_when_asked(self, tmp_path: Path) -> None:
         put(tmp_path / "raw", "a.wav", music(4))
         put(tmp_path / "out", "old.wav", music(1))
-        self.refused(tmp_path, "already exists")
+        self.check_refused(tmp_path, "already exists")
         prepare_folder(tmp_path / "raw", tmp_path / "out", captioner=says, overwrite=True)
         assert is_prepared(tmp_path / "out")
         assert not (tmp_path / "out" / "old.wav").exists()
