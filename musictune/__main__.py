@@ -9,6 +9,7 @@ import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Annotated, Any, cast
 
 import typer
@@ -27,6 +28,7 @@ _Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an 
 _PANELS = {
     "Everyday": ("demo", "prepare", "tune", "generate", "evaluate", "merge", "doctor"),
     "Making a base model": ("compose", "pretrain"),
+    "Measuring": ("bench",),
 }
 
 
@@ -42,13 +44,24 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(_root)
+    _add_commands(app, verbs)
+    return app
+
+
+def _add_commands(app: typer.Typer, package: ModuleType) -> None:
+    """Each module of ``package`` is a command, each package in it a group of them."""
     panels = {verb: panel for panel, group in _PANELS.items() for verb in group}
     order = list(panels)
-    found = [module.name for module in pkgutil.iter_modules(verbs.__path__)]
+    found = [module.name for module in pkgutil.iter_modules(package.__path__)]
     for name in sorted(found, key=lambda n: (order.index(n) if n in order else len(order), n)):
-        function = getattr(importlib.import_module(f"musictune.verbs.{name}"), name)
+        module = importlib.import_module(f"{package.__name__}.{name}")
+        if hasattr(module, "__path__"):
+            group = typer.Typer(help=module.__doc__, no_args_is_help=True)
+            _add_commands(group, module)
+            app.add_typer(group, name=name, rich_help_panel=panels.get(name))
+            continue
+        function = getattr(module, name)
         app.command(name, rich_help_panel=panels.get(name))(_with_globals(function))
-    return app
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

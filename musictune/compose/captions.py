@@ -113,12 +113,12 @@ def _mood_said(truth: Truth, rng: Random) -> str:
 def _tail(truth: Truth, rng: Random) -> str:
     """What may follow a comma: key, metre, bpm, no drums."""
     tail = ""
-    keyed = truth.key and rng.random() < 0.35
+    keyed = truth.key and rng.random() < 0.45
     if keyed:
         tail += f" in {truth.key}"
     if truth.metre in ("3/4", "6/8") and rng.random() < 0.3:
         tail += ", in three" if truth.metre == "3/4" else ", in six eight"
-    if rng.random() < 0.3:
+    if rng.random() < 0.45:
         tail += choose(rng, (", {} bpm", " at {} bpm")).format(round(truth.tempo))
     if not truth.has_drums and truth.texture != "solo" and rng.random() < 0.25:
         tail += choose(rng, (", no drums", ", without drums"))
@@ -204,9 +204,9 @@ def _tags(truth: Truth, rng: Random) -> str:
             if name != truth.lead and rng.random() < 0.7
         ]
     tags += [word for word in (_tempo_said(truth, rng), _mood_said(truth, rng)) if word]
-    if rng.random() < 0.35:
+    if rng.random() < 0.5:
         tags.append(f"{round(truth.tempo)} bpm")
-    if truth.key and rng.random() < 0.35:
+    if truth.key and rng.random() < 0.45:
         tags.append(truth.key)
     if not truth.has_drums and truth.texture != "solo" and rng.random() < 0.2:
         tags.append(choose(rng, ("no drums", "without drums")))

@@ -311,3 +311,16 @@ def drum_beat(form: Form, rng: Random, gain: float = 0.95) -> tuple[Note, ...]:
         if fills and bar and bar % 4 == 0:
             page.add(bar, 0, 2, DRUM_KEYS["crash"], _PLAIN, 1.0)
     return page.done()
+
+
+def ended(form: Form, notes: tuple[Note, ...], last: int) -> tuple[Note, ...]:
+    """The notes up to the first beat of bar ``last``, whose own ring out to the end of the bar."""
+    bar = form.step * form.style.steps
+    start = form.origin + bar * last
+    first = start + 0.6 * form.step
+    end = min(start + bar, form.seconds)
+    return tuple(
+        note._replace(duration=end - note.start) if note.start > start - 0.6 * form.step else note
+        for note in notes
+        if note.start < first
+    )

@@ -75,10 +75,10 @@ class Renderer:
     def render(self, score: Score, effects_seed: int | None = None) -> Clip:
         """Mono audio of exactly ``score.seconds``, captioned with the first caption.
 
-        ``effects_seed`` draws the peak level (0.5 to 0.9) and, for half of the seeds, light
-        room and colour; without it the clip is dry with its peak at 0.7.
+        ``effects_seed`` draws the peak level (0.5 to 0.9) and, for half of the seeds each, another
+        tuning and light room and colour; without it the clip is dry with its peak at 0.7.
         """
-        wave = self._play(score)
+        wave = self._play(score, _detune(effects_seed))
         peak = 0.7
         if effects_seed is not None:
             rng = np.random.default_rng([effects_seed, 3])
@@ -94,7 +94,7 @@ class Renderer:
         tensor = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))[None]
         return Clip(tensor, self.sample_rate, captions[0] if captions else "")
 
-    def _play(self, score: Score) -> np.ndarray:
+    def _play(self, score: Score, tuning: float) -> np.ndarray:
         synth, rate = self._synth, self.sample_rate
         volumes = [self._volume(part.program, part.role) for part in score.parts]
         self._silence()
@@ -104,6 +104,7 @@ class Renderer:
             channel = _DRUM_CHANNEL if drums else number + (number >= _DRUM_CHANNEL)
             synth.program_select(channel, self._font, 128 if drums else 0, part.program, drums)
             synth.control_change(channel, 7, volume)
+            synth.set_tuning(channel, tuning)
             for note in part.notes:
                 first = round(note.start * rate)
                 last = max(round((note.start + note.duration) * rate), first + 1)
@@ -140,6 +141,7 @@ class Renderer:
             synth = self._synth
             synth.program_select(0, self._font, 128 if drums else 0, program, drums)
             synth.control_change(0, 7, 127)
+            synth.set_tuning(0, 0.0)
             middle = (instrument(program).low + instrument(program).high) // 2 if not drums else 0
             for pitch in _DRUM_PROBE if drums else (middle,):
                 synth.noteon(0, pitch, _PROBE_VELOCITY)
@@ -155,6 +157,14 @@ class Renderer:
     def _block(self, samples: int) -> np.ndarray:
         view = memoryview(self._synth.generate(samples)).cast("B")
         return np.frombuffer(view, np.float32).reshape(-1, 2)
+
+
+def _detune(effects_seed: int | None) -> float:
+    """Semitones off 440 Hz: bands tune between about 435 and 445 Hz."""
+    if effects_seed is None:
+        return 0.0
+    rng = np.random.default_rng([effects_seed, 5])
+    return float(rng.uniform(-0.2, 0.2)) if rng.random() < _EFFECTS_SHARE else 0.0
 
 
 def render_many(

@@ -31,6 +31,7 @@ _TEXTURE_SHARES = (0.4, 0.25, 0.35)
 _TEMPO = (30.0, 300.0)
 _SECONDS = (1.0, 3600.0)
 _DRUM_SOLOS = 0.15
+_ENDINGS = 0.12
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,12 @@ def write_score(
     if texture_ != "solo":
         register = 0.4 + 0.6 * register  # the tune lies above what accompanies it
     form = _draw_form(rng, chosen, tonic, mode, bpm, seconds, loudness)
+    last = _draw_ending(form, np.random.default_rng([seed, 4]))
+    if last is not None:
+        form = _resolve(form, last)
     players = _write_parts(form, cast, texture_, np.random.default_rng([seed, 1]), register)
+    if last is not None:
+        players = tuple(replace(p, notes=parts.ended(form, p.notes, last)) for p in players)
     rng = np.random.default_rng([seed, 2])
     pitched = lead is not None
     moods = moods_of(
@@ -98,7 +104,7 @@ def write_score(
         register=register if pitched else 0.5,
         drums=cast.kit is not None,
     )
-    truth = _truth(form, players, cast, texture_, bpm, moods)
+    truth = _truth(form, players, cast, texture_, bpm, moods, last)
     return Score(players, replace(truth, captions=write_captions(truth, rng)), seconds)
 
 
@@ -202,6 +208,22 @@ def _draw_form(
     return Form(style, tonic, mode, tuple(chords), origin, step, seconds, loudness)
 
 
+def _draw_ending(form: Form, rng: Random) -> int | None:
+    """The bar on whose first beat the music ends, for about one clip in eight."""
+    bar = form.step * form.style.steps
+    last = math.floor((form.seconds - form.origin - min(bar, 1.0)) / bar)
+    return last if rng.random() < _ENDINGS and 2 <= last < form.bars else None
+
+
+def _resolve(form: Form, last: int) -> Form:
+    """Dominant before the last bar, home in it."""
+    home, away = ("I", "V") if form.mode == "major" else ("i", "V")
+    chords = list(form.chords)
+    for bar, numeral in ((last - 1, away), (last, home)):
+        chords[bar] = ((0, form.style.steps, roman(numeral, form.tonic, form.mode)),)
+    return replace(form, chords=tuple(chords))
+
+
 def _write_parts(
     form: Form, cast: _Cast, texture: str, rng: Random, register: float
 ) -> tuple[Part, ...]:
@@ -251,6 +273,7 @@ def _truth(
     texture: str,
     bpm: float,
     moods: tuple[str, ...],
+    last: int | None,
 ) -> Truth:
     pitched = cast.lead is not None
     bar = form.step * form.style.steps
@@ -259,6 +282,7 @@ def _truth(
         (form.origin + bar * number + beat * i, i)
         for number in range(form.bars)
         for i in range(form.style.beats)
+        if last is None or number < last or (number == last and i == 0)
     ]
     inside = [(time, i) for time, i in beats if 0.0 <= time < form.seconds - 1e-3]
     spans: list[tuple[float, float, str]] = []

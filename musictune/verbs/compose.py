@@ -20,6 +20,9 @@ def compose(
     texture: Annotated[str | None, typer.Option(help="solo, duo or band.")] = None,
     tempo: Annotated[float | None, typer.Option(help="Beats per minute.")] = None,
     key: Annotated[str | None, typer.Option(help="Such as 'A minor'.")] = None,
+    suffix: Annotated[
+        str, typer.Option(help="flac, or wav: larger, and faster to train from.")
+    ] = "flac",
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     soundfont: Annotated[Path | None, typer.Option(help="An .sf2 or .sf3 file.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
@@ -38,8 +41,11 @@ def compose(
     from musictune import audio
     from musictune.compose.render import render_many
     from musictune.console import say, track
+    from musictune.errors import InputError
     from musictune.files import check_target, publish_folder
 
+    if suffix not in ("flac", "wav"):
+        raise InputError(f"--suffix {suffix!r} is not known; give flac or wav")
     check_target(out, overwrite=overwrite)
     made = render_many(
         range(seed, seed + count),
@@ -56,7 +62,7 @@ def compose(
         (folder / "audio").mkdir()
         with (folder / "metadata.jsonl").open("w", encoding="utf-8") as lines:
             for number, (score, clip) in enumerate(track(made, "composing", count)):
-                name = f"audio/{number:06d}.flac"
+                name = f"audio/{number:06d}.{suffix}"
                 audio.write(clip, folder / name)
                 row = {"file_name": name, "text": clip.caption, "seconds": seconds}
                 row |= {"seed": seed + number, **asdict(score.truth)}

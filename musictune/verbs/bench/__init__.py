@@ -1,0 +1,1 @@
+"""Measure the bundled base and the tuning methods on concepts it has never heard."""
