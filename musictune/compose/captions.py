@@ -9,7 +9,7 @@ from __future__ import annotations
 from musictune.compose.instruments import DRUM_NAMES, HELD_OUT, INSTRUMENTS
 from musictune.compose.notes import Truth
 from musictune.compose.parts import Random, choose
-from musictune.compose.styles import STYLES
+from musictune.compose.styles import find_style
 
 TEMPO_WORDS: tuple[tuple[float, tuple[str, ...]], ...] = (
     (85.0, ("slow", "slow-paced", "unhurried")),
@@ -87,7 +87,7 @@ def _article(text: str) -> str:
 
 
 def _style_said(truth: Truth, rng: Random) -> bool:
-    style = STYLES[truth.style]
+    style = find_style(truth.style)
     if truth.texture == "band":
         return rng.random() < 0.85
     if truth.lead_family == "drums":
@@ -133,7 +133,7 @@ def _sentence(truth: Truth, rng: Random) -> str:
         front.reverse()
     lead = _call(truth.lead, rng)
     others = [_call(name, rng) for name in truth.instruments if name != truth.lead]
-    style = choose(rng, STYLES[truth.style].names, (4, 1, 1)) if _style_said(truth, rng) else ""
+    style = choose(rng, find_style(truth.style).names, (4, 1, 1)) if _style_said(truth, rng) else ""
     if truth.texture == "solo":
         body = _solo(lead, style, rng)
     elif truth.texture == "duo":

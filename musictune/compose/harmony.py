@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from musictune.errors import InputError
@@ -77,12 +78,15 @@ def roman(numeral: str, tonic: int, mode: str) -> Chord:
     return Chord((tonic + root) % 12, suffix)
 
 
-def scale_for(chord: Chord, tonic: int, mode: str) -> frozenset[int]:
+def scale_for(chord: Chord, tonic: int, scale: Sequence[int]) -> frozenset[int]:
     """Pitch classes a melody may use over ``chord``: the key, bent where the chord leaves it.
 
     Over the dominant of a minor key this gives the raised seventh of the harmonic scale.
+
+    Args:
+        scale: semitones above the tonic.
     """
-    classes = {(tonic + step) % 12 for step in SCALES[mode]}
+    classes = {(tonic + step) % 12 for step in scale}
     for tone in chord.tones:
         if tone not in classes:
             classes -= {(tone - 1) % 12, (tone + 1) % 12} - set(chord.tones)

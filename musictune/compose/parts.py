@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from musictune.compose.harmony import Chord, scale_for
+from musictune.compose.harmony import SCALES, Chord, scale_for
 from musictune.compose.instruments import Instrument
 from musictune.compose.notes import Note
 from musictune.compose.style import DRUM_KEYS, Style
@@ -20,6 +20,7 @@ Item = TypeVar("Item")
 # Rhythms of one beat in steps of a quarter of it (negative: a rest), from calm to busy.
 _CELLS_OF_4 = ((4,), (-2, 2), (3, 1), (2, 2), (2, 1, 1), (1, 1, 2), (1, 2, 1), (1, 1, 1, 1))
 _CELLS_OF_6 = ((6,), (4, 2), (-2, 2, 2), (2, 2, 2), (2, 1, 1, 2), (2, 2, 1, 1))
+_SCALE_STEPS = "abcde"
 _SOFT, _PLAIN, _ACCENT = 0.55, 0.85, 1.0
 
 
@@ -63,6 +64,11 @@ class Form:
             if step < end:
                 return chord
         return self.chords[bar][-1][2]
+
+    def scale(self, chord: Chord) -> list[int]:
+        """Pitch classes of tunes over ``chord``, rising."""
+        steps = self.style.scale.get(self.mode, SCALES[self.mode])
+        return sorted(scale_for(chord, self.tonic, steps))
 
 
 def choose(rng: Random, items: Sequence[Item], weights: Sequence[float] | None = None) -> Item:
@@ -154,7 +160,7 @@ def voicing(chord: Chord, centre: int, player: Instrument, size: int = 4) -> lis
 def _motif(rng: Random, form: Form, density: float) -> list[tuple[int, int, int]]:
     """One bar of tune as ``(step, steps, move)``, ``move`` in steps of the scale."""
     per_beat = form.steps_per_beat
-    cells = _CELLS_OF_4 if per_beat == 4 else _CELLS_OF_6
+    cells = form.style.cells or (_CELLS_OF_4 if per_beat == 4 else _CELLS_OF_6)
     spread = [np.exp(-(((i / (len(cells) - 1)) - density) ** 2) / 0.06) for i in range(len(cells))]
     shape: list[tuple[int, int, int]] = []
     step = 0
@@ -199,7 +205,7 @@ def melody(form: Form, player: Instrument, rng: Random, register: float) -> tupl
         for step, steps, move in shape:
             chord = form.chord(bar, step)
             strong = step % form.steps_per_beat == 0 and (step == 0 or steps >= 4)
-            ladder = _near(sorted(scale_for(chord, form.tonic, form.mode)), low, high)
+            ladder = _near(form.scale(chord), low, high)
             index = _closest(ladder, pitch) + move
             if not 0 <= index < len(ladder):
                 index -= 2 * move
@@ -214,11 +220,20 @@ def melody(form: Form, player: Instrument, rng: Random, register: float) -> tupl
 
 
 def accompaniment(
-    form: Form, player: Instrument, rng: Random, centre: int, gain: float = 0.75
+    form: Form,
+    player: Instrument,
+    rng: Random,
+    centre: int,
+    gain: float = 0.75,
+    *,
+    answers: bool = False,
 ) -> tuple[Note, ...]:
-    """Chords in one of the style's patterns; single tones where the player has only one voice."""
+    """Chords in one of the style's patterns; single tones where the player has only one voice.
+
+    ``answers`` takes the patterns of the style's second player.
+    """
     page = _Page(form, rng, gain)
-    patterns = [_scan(text) for text in form.style.comps]
+    patterns = [_scan(text) for text in (form.style.answers if answers else form.style.comps)]
     if player.slow:
         patterns = [[(0, form.style.steps, "x")]]
     pattern = choose(rng, patterns)
@@ -226,10 +241,14 @@ def accompaniment(
     strum = 0.15 if player.family == "guitar" else 0.0
     for bar in range(form.bars):
         for step, steps, mark in other if bar % 4 == 3 else pattern:
-            tones = voicing(form.chord(bar, step), centre, player)
+            chord = form.chord(bar, step)
+            tones = voicing(chord, centre, player)
             if not tones:
                 continue
-            if mark.isdigit():
+            if mark in _SCALE_STEPS:
+                ladder = _near(form.scale(chord), tones[0], player.high)
+                tones = [ladder[min(_SCALE_STEPS.index(mark), len(ladder) - 1)]]
+            elif mark.isdigit():
                 tones = [tones[int(mark) % len(tones)]]
             elif not player.chords:
                 tones = tones[-1:]
@@ -271,11 +290,8 @@ def bass_line(form: Form, player: Instrument, rng: Random, gain: float = 0.95) -
             elif mark == "a":
                 following = form.chord(min(bar + 1, form.bars - 1), 0).root
                 target = floor + (following - floor) % 12
-                ladder = _near(
-                    sorted(scale_for(chord, form.tonic, form.mode) - {following}),
-                    target - 3,
-                    target + 3,
-                )
+                steps_there = [tone for tone in form.scale(chord) if tone != following]
+                ladder = _near(steps_there, target - 3, target + 3)
                 pitch = choose(rng, ladder) if ladder else root
             else:
                 pitch = root + above[mark]
@@ -293,7 +309,7 @@ def drum_beat(form: Form, rng: Random, gain: float = 0.95) -> tuple[Note, ...]:
     grooves = form.style.drums or ({"kick": "x" + "." * (form.style.steps - 1)},)
     groove = choose(rng, grooves)
     lines = [(DRUM_KEYS[name], pattern) for name, pattern in groove.items()]
-    fills = rng.random() < 0.7 and form.style.steps >= 12
+    fills = rng.random() < 0.7 and form.style.steps >= 12 and form.style.fills
     touch = {"X": _ACCENT, "x": 0.78, "o": _SOFT}
     for bar in range(form.bars):
         filling = fills and bar % 4 == 3

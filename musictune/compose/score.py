@@ -21,7 +21,7 @@ from musictune.compose.instruments import (
 from musictune.compose.notes import Note, Part, Score, Truth
 from musictune.compose.parts import Form, Random, choose
 from musictune.compose.style import Style
-from musictune.compose.styles import STYLES
+from musictune.compose.styles import STYLES, find_style
 from musictune.errors import InputError
 
 __all__ = ["Note", "Part", "Score", "Truth", "write_score"]
@@ -32,6 +32,8 @@ _TEMPO = (30.0, 300.0)
 _SECONDS = (1.0, 3600.0)
 _DRUM_SOLOS = 0.15
 _ENDINGS = 0.12
+_DOMINANT = {2, 7, 11}  # semitones above the tonic
+_PAD, _SECOND_PLAYER = 0.3, 0.9  # shares of bands
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def write_score(
     """Compose ``seconds`` of music; the same arguments give the same score.
 
     What is not given is drawn at random: leads about evenly over the families, four in ten
-    solos, a quarter duos, the rest bands. Held-out instruments sound only when asked for.
+    solos, a quarter duos, the rest bands. Held-out instruments and styles only when asked for.
 
     Args:
         program: General MIDI number (0-based) of the lead.
@@ -71,13 +73,14 @@ def write_score(
     Raises:
         InputError: a style, texture, program or key that is not known, or a number out of range.
     """
-    _check(seconds, style, texture, tempo)
+    _check(seconds, texture, tempo)
+    wanted = find_style(style) if style is not None else None
     rng = np.random.default_rng([seed, 0])
     pool = [instrument(number) for number in programs] if programs else list(INSTRUMENTS.values())
     texture_ = texture or choose(rng, TEXTURES, _TEXTURE_SHARES)
-    drummer = key is None and programs is None and (style is None or bool(STYLES[style].drums))
+    drummer = key is None and programs is None and (wanted is None or bool(wanted.drums))
     lead = instrument(program) if program is not None else _draw_lead(rng, pool, texture_, drummer)
-    chosen = STYLES[style] if style else _draw_style(rng, lead)
+    chosen = wanted or _draw_style(rng, lead)
     cast = _draw_cast(rng, lead, chosen, texture_, pool, bool(programs))
     tonic, mode = _draw_key(rng, chosen) if key is None else parse_key(key)
     bpm = float(tempo) if tempo is not None else float(round(rng.uniform(*chosen.tempo)))
@@ -108,11 +111,9 @@ def write_score(
     return Score(players, replace(truth, captions=write_captions(truth, rng)), seconds)
 
 
-def _check(seconds: float, style: str | None, texture: str | None, tempo: float | None) -> None:
+def _check(seconds: float, texture: str | None, tempo: float | None) -> None:
     if not _SECONDS[0] <= seconds <= _SECONDS[1]:
         raise InputError(f"seconds {seconds:g} is out of range; give 1 to 3600")
-    if style is not None and style not in STYLES:
-        raise InputError(f"style {style!r} is not known; choose one of {', '.join(STYLES)}")
     if texture is not None and texture not in TEXTURES:
         raise InputError(f"texture {texture!r} is not known; choose one of {', '.join(TEXTURES)}")
     if tempo is not None and not _TEMPO[0] <= tempo <= _TEMPO[1]:
@@ -173,7 +174,8 @@ def _draw_cast(
         if kind == "drums" or (kind == "chords" and comping is None):
             return _Cast(lead, kit=kit)
         return _Cast(lead, chords=comping) if kind == "chords" else _Cast(lead, bass=bass)
-    pad = pick(style.pads, True) if rng.random() < 0.3 else None
+    second = _SECOND_PLAYER if style.answers else _PAD
+    pad = pick(style.pads, True) if rng.random() < second else None
     if pad is not None and comping is not None and pad.program == comping.program:
         pad = None
     drums = bool(style.drums) and rng.random() < 0.93
@@ -216,10 +218,17 @@ def _draw_ending(form: Form, rng: Random) -> int | None:
 
 
 def _resolve(form: Form, last: int) -> Form:
-    """Dominant before the last bar, home in it."""
+    """Dominant before the last bar, home in it.
+
+    Where the style's own scale has no dominant chord, it comes home from wherever it is.
+    """
     home, away = ("I", "V") if form.mode == "major" else ("i", "V")
     chords = list(form.chords)
-    for bar, numeral in ((last - 1, away), (last, home)):
+    cadence = [(last - 1, away), (last, home)]
+    scale = set(form.style.scale.get(form.mode, _DOMINANT))
+    if not _DOMINANT.issubset(scale):
+        del cadence[0]
+    for bar, numeral in cadence:
         chords[bar] = ((0, form.style.steps, roman(numeral, form.tonic, form.mode)),)
     return replace(form, chords=tuple(chords))
 
@@ -252,7 +261,12 @@ def _write_parts(
     if cast.bass is not None:
         add(cast.bass, "bass", parts.bass_line(form, cast.bass, rng))
     if cast.pad is not None:
-        add(cast.pad, "pad", parts.held(form, cast.pad, rng))
+        if form.style.answers:
+            centre = min(max(_comping_centre(lead), cast.pad.low + 7), cast.pad.high - 8)
+            notes = parts.accompaniment(form, cast.pad, rng, centre, answers=True)
+            add(cast.pad, "chords", notes)
+        else:
+            add(cast.pad, "pad", parts.held(form, cast.pad, rng))
     if cast.kit is not None:
         notes = parts.drum_beat(form, rng)
         made.append(Part(cast.kit, DRUMS, DRUMS, "drums", notes))
@@ -286,7 +300,8 @@ def _truth(
     ]
     inside = [(time, i) for time, i in beats if 0.0 <= time < form.seconds - 1e-3]
     spans: list[tuple[float, float, str]] = []
-    for number, chords in enumerate(form.chords):
+    sounding = form.chords if last is None else form.chords[: last + 1]
+    for number, chords in enumerate(sounding):
         for first, end, chord in chords:
             start = max(form.origin + bar * number + form.step * first, 0.0)
             stop = min(form.origin + bar * number + form.step * end, form.seconds)

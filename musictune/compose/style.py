@@ -2,7 +2,8 @@
 
 Patterns are one bar long, one character per step: a sixteenth note, so 16 steps in 4/4, 12 in 3/4
 and 6/8, 8 in 2/4. ``-`` holds the note before and ``.`` is a rest. In ``comps``, ``x`` is the whole
-chord, ``u`` its upper tones and a digit one tone of it, counted from the bottom. In ``basses``,
+chord, ``u`` its upper tones, a digit one tone of it, counted from the bottom, and ``a b c d e``
+are the steps of the scale from its lowest tone up. In ``basses``,
 ``r 3 5 8`` are root, third, fifth and octave, ``w`` a walking tone and ``a`` a step towards the
 next root. In ``drums``, ``X`` is accented, ``x`` plain and ``o`` soft. Progressions are Roman
 numerals, one bar each; ``/`` shares a bar.
@@ -33,6 +34,12 @@ class Style:
         leads: families that most often play the tune.
         chords, bass, pads: programs that accompany.
         named_alone: a solo can be recognised as this style.
+        scale: semitones above the tonic that tunes use in ``major`` or ``minor``, where not those
+            of the key; the mode then only says what the chord on the tonic is.
+        cells: rhythms of one beat in steps (negative: a rest) that tunes are made of, from calm to
+            busy; none means the ordinary ones.
+        answers: like ``comps``, for a second player of ``pads`` who answers the first one.
+        fills: whether the drums fill the ends of phrases.
     """
 
     names: tuple[str, ...]
@@ -53,6 +60,10 @@ class Style:
     bass: tuple[int, ...] = (33,)
     pads: tuple[int, ...] = field(default=(48, 89))
     named_alone: bool = False
+    scale: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    cells: tuple[tuple[int, ...], ...] = ()
+    answers: tuple[str, ...] = ()
+    fills: bool = True
 
     @property
     def name(self) -> str:
@@ -85,7 +96,9 @@ DRUM_KEYS = {
     "tambourine": 54,
     "cowbell": 56,
     "conga": 63,
+    "congalow": 64,
     "timbale": 65,
+    "agogo": 67,
     "maracas": 70,
 }
 """General MIDI percussion keys."""

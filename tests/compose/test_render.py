@@ -66,6 +66,21 @@ def test_a_clip_does_not_depend_on_what_was_played_before(renderer: Renderer) ->
 
 
 @playable
+def test_other_tunings_stay_under_a_quarter_tone(renderer: Renderer) -> None:
+    score = replace(_one_note(69, 73, "flute"), seconds=1.0)
+    cents = []
+    for seed in range(16):
+        wave = renderer.render(score, seed).wave[0].numpy()
+        spectrum = np.abs(np.fft.rfft(wave * np.hanning(wave.size), 16 * RATE))
+        found = (np.argmax(spectrum[400 * 16 : 480 * 16]) + 400 * 16) / 16
+        cents.append(1200 * np.log2(found / 440))
+    cents = np.array(cents) - np.median(cents)
+    assert np.abs(cents).max() < 50
+    assert (np.abs(cents) > 3).sum() >= 4
+    assert (np.abs(cents) < 1.5).sum() >= 4  # about half are left as they are
+
+
+@playable
 def test_every_instrument_can_be_heard(renderer: Renderer) -> None:
     for program in [*INSTRUMENTS, *HELD_OUT]:
         clip = renderer.render(write_score(1, seconds=2.0, program=program, texture="solo"))
@@ -81,7 +96,7 @@ def test_the_tune_is_not_buried(renderer: Renderer) -> None:
         others = tuple(part for part in score.parts if part.role != "melody")
         tune = tuple(part for part in score.parts if part.role == "melody")
         ours, theirs = (
-            float(np.square(renderer._play(replace(score, parts=parts))).mean())
+            float(np.square(renderer._play(replace(score, parts=parts), 0.0)).mean())
             for parts in (tune, others)
         )
         assert 10 * np.log10(ours / theirs) > -14, (seed, score.truth.captions[0])
