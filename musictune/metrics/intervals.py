@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -56,6 +56,21 @@ def mean_interval(values: Array, weights: Array | None = None) -> tuple[float, f
 
     low, high = basic_bootstrap(mean, len(values))
     return mean(np.ones(len(values), dtype=np.int64)), low, high
+
+
+def clustered_interval(values: Array, clusters: Sequence[str]) -> tuple[float, float, float]:
+    """Mean over clusters of the mean in each, and its 95 % interval over clusters.
+
+    Values of one cluster, such as the seeds of one concept, are alike; what a new cluster would
+    give is only seen by drawing whole clusters (Davison and Hinkley 1997, 3.8).
+
+    Args:
+        values: ``(values,)``.
+        clusters: what each value belongs to; with fewer than two there is no interval.
+    """
+    names = np.asarray(clusters)
+    means = np.array([values[names == name].mean() for name in dict.fromkeys(clusters)])
+    return mean_interval(means)
 
 
 def jackknife(values_without: Array, estimate: float) -> tuple[float, float]:
