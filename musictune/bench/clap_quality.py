@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from musictune.audio import Clip
-from musictune.bench.changed import FACTS, Fact, changed_caption, write_pairs
 from musictune.bench.rows import Row, judged
 from musictune.compose.captions import tempo_words
+from musictune.compose.changed import FACTS, Fact, changed_caption, write_pairs
 from musictune.compose.notes import Score, Truth
 from musictune.compose.render import Renderer
 from musictune.compose.score import write_score

@@ -13,7 +13,7 @@ from typing import Any
 from musictune.bench.clap_quality import measure_clap
 from musictune.bench.codec_quality import measure_codec
 from musictune.bench.opus import libopus_version
-from musictune.bench.rows import Row, print_table
+from musictune.bench.rows import Row, judged, print_table
 from musictune.compose.render import find_soundfont
 from musictune.console import note
 from musictune.data.sources import discover
@@ -97,12 +97,13 @@ def bench_mini(wanted: Wanted, target: Path) -> list[Row]:
     if "language" in wanted.parts:
         from musictune.bench.language_quality import measure_language
 
-        made = measure_language(
+        heard = measure_language(
             wanted.base,
             seed=wanted.seed + _LANGUAGE_SEED,
             soundfont=wanted.soundfont,
             **sizes,
         )
+        made = [judged(row) for row in heard]
         rows += _shown(made, "language model")
     if embedder is not None:
         made = measure_clap(embedder, seed=wanted.seed, soundfont=wanted.soundfont, **sizes)
