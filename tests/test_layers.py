@@ -28,7 +28,7 @@ ALLOWED |= {
     "console": set(),
 }
 ALLOWED["data"] |= {"metrics.base"}
-ALLOWED["training"] |= {"metrics.base"}
+ALLOWED["training"] |= {"metrics.base", "compose"}
 ALLOWED["bench"] |= {"metrics", "compose"}
 ALLOWED["verbs"] |= {"metrics", "compose", "web"}
 

@@ -28,7 +28,7 @@ class TuningMethod(ABC):
     name: ClassVar[str]
     """The short name on the command line."""
 
-    learning_rate: ClassVar[float]
+    learning_rate: float
     """What suits this method when a recipe names no rate."""
 
     def check(self, model: MusicModel) -> None:  # noqa: B027

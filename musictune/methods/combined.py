@@ -28,13 +28,14 @@ class Combined(TuningMethod):
     """
 
     name: ClassVar[str] = "combined"
-    learning_rate: ClassVar[float] = 1e-3
 
     def __init__(self, methods: Sequence[TuningMethod]) -> None:
         names = [method.name for method in methods]
         if not names or len(set(names)) < len(names):
             raise InputError(f"combined methods {names} must be one or more, each of another kind")
         self.methods = list(methods)
+        # New words have a rate of their own; what trains the backbone comes after them.
+        self.learning_rate = methods[-1].learning_rate
 
     def check(self, model: MusicModel) -> None:
         """Each method's ``check``."""

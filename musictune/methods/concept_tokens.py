@@ -65,7 +65,7 @@ class ConceptTokens(TuningMethod):
     """
 
     name: ClassVar[str] = "concept_tokens"
-    learning_rate: ClassVar[float] = 1e-2
+    learning_rate = 1e-2
 
     def __init__(self, concepts: Sequence[Concept] = ()) -> None:
         self.concepts = list(concepts)

@@ -32,7 +32,7 @@ class Full(TuningMethod):
     """
 
     name: ClassVar[str] = "full"
-    learning_rate: ClassVar[float] = 1e-4
+    learning_rate = 1e-4
 
     def __init__(self, targets: str = ".*") -> None:
         self.targets = targets

@@ -56,7 +56,7 @@ class Peft(TuningMethod):
     """
 
     name: ClassVar[str] = "peft"
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate = 1e-3
 
     def __init__(
         self,

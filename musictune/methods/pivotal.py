@@ -49,7 +49,7 @@ class Pivotal(TuningMethod):
     """
 
     name: ClassVar[str] = "pivotal"
-    learning_rate: ClassVar[float] = 3e-3
+    learning_rate = 1e-3
 
     def __init__(
         self,

@@ -3,7 +3,9 @@
 A frame-level codec in the manner of Vocos (arXiv 2306.00814), except that only magnitudes are
 coded: at a few minutes of training on two cores, magnitude alone keeps pitch where magnitude and
 phase together lose it. Two spectral frames make one token frame; a residual vector quantiser
-(arXiv 2107.03312) gives each ``num_quantizers`` tokens.
+(arXiv 2107.03312) gives each ``num_quantizers`` tokens. Latents are principal components of the
+spectrum plus what a network adds to them, and back the same way: the linear part carries the fine
+structure that a small network alone would blur.
 
 It answers ``encode`` and ``decode`` with the output types of transformers' EnCodec, so that
 ``MusicgenForConditionalGeneration`` can use either.
@@ -35,10 +37,10 @@ class SpectralCodecConfig(PretrainedConfig):
         hop_length: int = 640,
         stride: int = 2,
         hidden_size: int = 256,
-        encoder_layers: tuple[int, int] | list[int] = (2, 2),
-        decoder_layers: tuple[int, int] | list[int] = (3, 2),
+        encoder_layers: tuple[int, int] | list[int] = (1, 3),
+        decoder_layers: tuple[int, int] | list[int] = (4, 2),
         expansion: int = 3,
-        latent_size: int = 64,
+        latent_size: int = 128,
         num_quantizers: int = 4,
         codebook_size: int = 1024,
         compression: float = 0.3,
@@ -108,6 +110,7 @@ class SpectralCodec(PreTrainedModel):
         def blocks(count: int) -> nn.Sequential:
             return nn.Sequential(*(ConvNeXtBlock(width, config.expansion) for _ in range(count)))
 
+        self.analyse = nn.Linear(config.bins * stride, config.latent_size)
         self.read = nn.Linear(config.bins, width)
         self.encode_fine = blocks(config.encoder_layers[0])
         self.gather = nn.Linear(width * stride, width)
@@ -116,6 +119,7 @@ class SpectralCodec(PreTrainedModel):
         self.codebooks = nn.Parameter(
             torch.randn(config.num_quantizers, config.codebook_size, config.latent_size)
         )
+        self.synthesise = nn.Linear(config.latent_size, config.bins * stride)
         self.from_latent = nn.Linear(config.latent_size, width)
         self.decode_coarse = blocks(config.decoder_layers[0])
         self.spread = nn.Linear(width, width * stride)
@@ -148,13 +152,15 @@ class SpectralCodec(PreTrainedModel):
         """Compressed magnitudes to latents ``(clips, token frames, latent_size)``."""
         x = self.encode_fine(self.read(spectrum))
         x = self.gather(x.unflatten(1, (-1, self.config.stride)).flatten(2))
-        return self.to_latent(self.encode_coarse(x))
+        linear = self.analyse(spectrum.unflatten(1, (-1, self.config.stride)).flatten(2))
+        return linear + self.to_latent(self.encode_coarse(x))
 
     def reconstruct(self, latents: Tensor) -> Tensor:
         """Latents to compressed magnitudes ``(clips, frames, bins)``, at least 0."""
         x = self.spread(self.decode_coarse(self.from_latent(latents)))
         x = x.unflatten(2, (self.config.stride, -1)).flatten(1, 2)
-        return F.relu(self.write(self.decode_fine(x)))
+        linear = self.synthesise(latents).unflatten(2, (self.config.stride, -1)).flatten(1, 2)
+        return F.relu(linear + self.write(self.decode_fine(x)))
 
     def quantise(self, latents: Tensor) -> Tensor:
         """Latents to codes ``(clips, codebooks, token frames)``, each level coding the rest."""

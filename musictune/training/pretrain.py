@@ -77,9 +77,14 @@ class PretrainSettings:
 
 
 class Pretraining(pl.LightningModule, ABC):
-    """One part of the base in training."""
+    """One part of the base in training.
+
+    Attributes:
+        progress: how far into the training the batch being drawn lies, 0 to 1.
+    """
 
     settings: PretrainSettings
+    progress = 0.0
 
     @abstractmethod
     def open(self, corpus: Corpus) -> None:
@@ -144,7 +149,9 @@ class _Batches(IterableDataset):
         self.part, self.seed, self.start = part, seed, start
 
     def __iter__(self) -> Iterator[Any]:
-        for step in range(self.start, self.part.settings.steps):
+        steps = self.part.settings.steps
+        for step in range(self.start, steps):
+            self.part.progress = step / steps
             yield self.part.batch(np.random.default_rng((self.seed, step)))
 
 
@@ -232,7 +239,13 @@ def read_part(config: Path, changes: list[str]) -> Pretraining:
     from jsonargparse import ArgumentError, ArgumentParser
 
     # Imported so that their short names work in a recipe.
-    from musictune.training import pretrain_clap, pretrain_codec, pretrain_language  # noqa: F401
+    from musictune.training import (  # noqa: F401
+        pretrain_clap,
+        pretrain_codec,
+        pretrain_codec_decoder,
+        pretrain_judge,
+        pretrain_language,
+    )
 
     if not config.is_file():
         raise InputError(f"no recipe {config}; see configs/pretrain_codec.yaml for one")

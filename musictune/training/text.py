@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
 from transformers import PreTrainedTokenizerFast
+
+from musictune import console
+
+if TYPE_CHECKING:
+    from musictune.training.pretrain import Corpus
 
 # Words that people type and captions may not have: split less finely when they are known.
 _MORE_WORDS = """
@@ -68,3 +78,77 @@ def train_tokenizer(
         bos_token=first,
         model_max_length=128,
     )
+
+
+def facts(row: dict[str, Any]) -> set[str]:
+    """What the composer knows of a clip, as names of things that are so.
+
+    Args:
+        row: a line of the corpus's ``metadata.jsonl``.
+    """
+    known = {f"instrument {name}" for name in row.get("instruments", [])}
+    known |= {f"lead {row.get('lead_family')}", f"style {row.get('style')}"}
+    known |= {f"texture {row.get('texture')}", f"mode {str(row.get('key'))[-5:]}"}
+    known |= {f"metre {row.get('metre')}"} | {f"mood {mood}" for mood in row.get("moods", [])}
+    if tempo := row.get("tempo"):
+        known.add(f"tempo {int(tempo) // 20 * 20}")
+    if row.get("has_drums"):
+        known.add("drums")
+    return known
+
+
+def fact_table(rows: Iterable[dict[str, Any]]) -> tuple[torch.Tensor, list[str]]:
+    """``(clips, facts)`` of zeros and ones, and the facts' names."""
+    sets = [facts(row) for row in rows]
+    names = sorted({name for known in sets for name in known})
+    return torch.tensor([[float(name in known) for name in names] for known in sets]), names
+
+
+def teach_facts(
+    encoder: nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    corpus: Corpus,
+    steps: int,
+    seed: int,
+    batch_size: int = 96,
+) -> None:
+    """Let a text encoder tell from captions what the composer knows of their clips.
+
+    MusicGen's text encoder comes pretrained; one that starts from nothing beside the decoder
+    finds out so slowly what matters in a text that the decoder has stopped listening by then.
+    Besides the facts it tells the key and the tempo, in steps of 4 %, from the mean of its
+    states.
+    """
+    table, names = fact_table(corpus.rows)
+    keys = sorted({str(row.get("key")) for row in corpus.rows})
+    key = torch.tensor([keys.index(str(row.get("key"))) for row in corpus.rows])
+    tempi = torch.tensor([float(row.get("tempo") or 100.0) for row in corpus.rows])
+    centres = 40 * 1.04 ** torch.arange(48)
+    near = torch.softmax(-(((tempi[:, None] / centres).log() / 0.04) ** 2), -1)
+    torch.manual_seed(seed)
+    ask = nn.Linear(encoder.config.d_model, len(names) + len(keys) + len(centres))
+    weights = [*encoder.parameters(), *ask.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1)
+    with console.progress("captions", steps) as advance:
+        for step in range(steps):
+            rng = np.random.default_rng((seed, 1, step))
+            chosen = rng.integers(len(corpus.rows), size=batch_size)
+            texts = []
+            for index in chosen:
+                captions = corpus.captions(int(index))
+                texts.append(captions[int(rng.integers(len(captions)))])
+            tokens = tokenizer(texts, padding=True, return_tensors="pt")
+            mask = tokens["attention_mask"]
+            states = encoder(input_ids=tokens["input_ids"], attention_mask=mask).last_hidden_state
+            mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            known, tonic, tempo = ask(mean).split([len(names), len(keys), len(centres)], -1)
+            index = torch.from_numpy(chosen)
+            loss = 20 * F.binary_cross_entropy_with_logits(known, table[index])
+            loss = loss + F.cross_entropy(tonic, key[index]) + F.cross_entropy(tempo, near[index])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            schedule.step()
+            advance(1, f"loss {loss.item():.3f}")

@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from musictune.bench.changed import FACTS, Fact, changed_caption, write_pairs
 from musictune.compose.captions import tempo_words
+from musictune.compose.changed import FACTS, Fact, changed_caption, write_pairs
 from musictune.compose.score import write_score
 
 SECONDS = 5.0

@@ -18,6 +18,7 @@ from musictune.methods import attach_adapter, find, load_adapter, save_adapter
 from musictune.methods.base import trained_parameters
 from musictune.methods.combined import Combined
 from musictune.methods.concept_tokens import ConceptTokens
+from musictune.methods.full import Full
 from musictune.methods.peft import Peft, kinds
 from musictune.methods.pivotal import Pivotal
 from musictune.methods.storage import load_tensors
@@ -299,3 +300,9 @@ def test_a_peft_folder_cannot_name_code_to_import(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | named))
     with pytest.raises(InputError, match="Megatron"):
         attach_adapter(toy(), tmp_path)
+
+
+def test_a_combination_trains_at_the_rate_of_what_it_combines() -> None:
+    full, tokens = Full(), ConceptTokens.toy()
+    assert Combined([tokens, full]).learning_rate == full.learning_rate == 1e-4
+    assert Combined([tokens]).learning_rate == tokens.learning_rate
