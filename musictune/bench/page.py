@@ -11,6 +11,7 @@ from typing import Any
 
 from musictune.bench.asked import NONE
 from musictune.bench.table import COLUMNS, PAIR_COLUMNS, Column, Row, Tables, shown
+from musictune.metrics.report import templates
 
 _GROUPS = {
     "scores": ("Scores", "Against clips of the concept that were never trained on."),
@@ -31,15 +32,7 @@ _GROUPS = {
 
 def page(tables: Tables) -> str:
     """The page as HTML."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(Path(__file__).parent)
     picture = draw(tables.overall)
     return environment.get_template("table.html.j2").render(
         command=tables.command,

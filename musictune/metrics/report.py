@@ -9,7 +9,7 @@ import platform
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -18,6 +18,9 @@ from musictune.metrics.embedders import ClapEmbedder
 from musictune.metrics.folder import ClipFile, ClipSet
 from musictune.metrics.pictures import excerpt
 from musictune.metrics.suite import PER_CLIP, Evaluation
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 SCHEMA = 1
 MEANINGS = {
@@ -179,15 +182,7 @@ def _page(
     against: ClipSet | None,
     rows: list[dict[str, Any]],
 ) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(Path(__file__).parent)
     listening = _listening(evaluation, made, against)
     longest = max(row["made"].seconds for row in listening)
     references = [
@@ -209,6 +204,19 @@ def _page(
         rows=rows,
         facts=facts,
         adapters=[_adapter(a) for a in facts["adapters"]],
+    )
+
+
+def templates(folder: Path) -> Environment:
+    """The page templates of a folder; what is put into them is escaped, what is missing raises."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 

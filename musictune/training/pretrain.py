@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import soundfile
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from musictune import console
 from musictune.errors import CheckFailed, InputError
-from musictune.files import check_target, publish_folder
+from musictune.files import check_target, publish_folder, sha256
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,25 @@ class Corpus:
     def path(self, index: int) -> Path:
         """The audio file of clip ``index``."""
         return self.folder / self.rows[index]["file_name"]
+
+    @property
+    def key(self) -> str:
+        """Changes with what the corpus holds; for the names of what is kept beside it."""
+        return sha256(self.folder / "metadata.jsonl")[:12]
+
+    def wave(self, index: int, rate: int) -> Tensor:
+        """Clip ``index`` in mono, ``(samples,)``.
+
+        Raises:
+            InputError: it is not at ``rate`` Hz.
+        """
+        wave, found = soundfile.read(self.path(index), dtype="float32", always_2d=True)
+        if found != rate:
+            raise InputError(
+                f"{self.path(index)} is at {found} Hz and this part needs {rate}; "
+                "make the corpus with musictune compose"
+            )
+        return torch.from_numpy(wave.mean(1))
 
     def captions(self, index: int) -> list[str]:
         """All captions of clip ``index``."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -177,14 +176,13 @@ class ClapPretraining(Pretraining):
         """Log-mels of the whole corpus, ``(clips, frames, mels)`` in half precision."""
         from safetensors.torch import load_file, save_file
 
-        cache = corpus.folder / f"mels-{len(corpus.rows)}.safetensors"
+        cache = corpus.folder / f"mels-{corpus.key}.safetensors"
         if cache.is_file():
             return load_file(cache)["mels"]
         rows = []
         for index in console.track(range(len(corpus.rows)), "log-mels", len(corpus.rows)):
-            wave, rate = soundfile.read(corpus.path(index), dtype="float32", always_2d=True)
-            assert rate == self.extractor.sampling_rate, f"{corpus.path(index)} is at {rate} Hz"
-            rows.append(self.mel(torch.from_numpy(wave.mean(1))[None])[0].half())
+            wave = corpus.wave(index, self.extractor.sampling_rate)
+            rows.append(self.mel(wave[None])[0].half())
         frames = min(len(row) for row in rows)
         mels = torch.stack([row[:frames] for row in rows])
         save_file({"mels": mels}, cache)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 from torch import Tensor, nn
 
@@ -114,16 +113,14 @@ class LanguageModelPretraining(Pretraining):
     def _tokens(self, corpus: Corpus) -> Tensor:
         from safetensors.torch import load_file, save_file
 
-        key = f"{len(corpus.rows)}-{abs(self.codec.codebooks.sum().item()):.5f}"
+        key = f"{corpus.key}-{abs(self.codec.codebooks.sum().item()):.5f}"
         cache = corpus.folder / f"tokens-{key}.safetensors"
         if cache.is_file():
             return load_file(cache)["codes"]
         rows = []
         for index in console.track(range(len(corpus.rows)), "tokenising", len(corpus.rows)):
-            wave, rate = soundfile.read(corpus.path(index), dtype="float32", always_2d=True)
-            assert rate == self.codec.config.sampling_rate, f"{corpus.path(index)} is at {rate} Hz"
-            heard = torch.from_numpy(wave.mean(1))[None, None]
-            rows.append(self.codec.encode(heard).audio_codes[0, 0].to(torch.int16))
+            wave = corpus.wave(index, self.codec.config.sampling_rate)
+            rows.append(self.codec.encode(wave[None, None]).audio_codes[0, 0].to(torch.int16))
         frames = min(row.shape[-1] for row in rows)
         codes = torch.stack([row[:, :frames] for row in rows])
         save_file({"codes": codes}, cache)

@@ -162,6 +162,13 @@ def test_resuming_ends_where_an_uninterrupted_run_ends(corpus: Path, tmp_path: P
     assert torch.equal(whole, run(tmp_path / "broken", 6, resume=True))
 
 
+def test_a_corpus_at_another_rate_is_refused(corpus: Path) -> None:
+    read = Corpus.read(corpus)
+    assert read.wave(0, 32000).shape == (11 * 32000,)
+    with pytest.raises(InputError, match="32000 Hz and this part needs 44100"):
+        read.wave(0, 44100)
+
+
 def test_recipes_and_mistakes(tmp_path: Path) -> None:
     recipe = Path(__file__).parents[2] / "configs" / "pretrain_clap.yaml"
     assert read_part(recipe, ["part.settings.steps=7"]).settings.steps == 7
