@@ -1,0 +1,97 @@
+"""Where a model's files lie: a local folder, or fetched from the Hub into its cache."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from musictune.errors import InputError
+from musictune.files import sha256
+
+FILES = ("*.json", "*.txt", "*.safetensors")  # a Hub folder also holds pickles: leave them there
+OLD_FILES = (*FILES, "pytorch_model.bin")  # of models never published otherwise
+
+_ALLOWED = "use a folder with a transformers model, or an id such as laion/clap-htsat-unfused"
+
+
+def model_folder(path_or_id: str | Path, files: Sequence[str] = FILES) -> Path:
+    """The local folder of a model; fetched from the Hub where it is an id.
+
+    Args:
+        path_or_id: a folder or an id.
+        files: patterns of the names that are fetched.
+
+    Raises:
+        InputError: a file, a name that is neither, or one that cannot be fetched.
+    """
+    folder = Path(path_or_id)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise InputError(f"embedder {path_or_id} is a file; {_ALLOWED}")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path_or_id)):
+        raise InputError(f"unknown embedder {str(path_or_id)!r}; {_ALLOWED}")
+
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(path_or_id), allow_patterns=list(files)))
+    except Exception as error:  # the Hub client raises many kinds
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"embedder {path_or_id} is no folder here and could not be fetched from the Hugging "
+            f"Face Hub ({reason}); check the name and the network"
+        ) from error
+
+
+def folder_hash(folder: Path, files: Sequence[str] = FILES) -> str:
+    """Hex SHA-256 over names and contents of a model's files, those that ``files`` match."""
+    found = sorted({path for pattern in files for path in folder.glob(pattern)})
+    listing = "".join(f"{path.name} {sha256(path)}\n" for path in found)
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Inside, transformers draws no bars and prints no advice."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def aligned(model: Any) -> Any:
+    """The model with its weights copied to memory of their own, and in evaluation mode.
+
+    Weights that are mapped from a file lie where that file has them. Kernels round by one bit
+    otherwise on addresses that are not aligned, and a copy in another process would differ.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
+    return model.eval()
+
+
+def whole(loaded: dict[str, object], name: str) -> None:
+    """Refuse a model that transformers filled up with random weights.
+
+    Args:
+        loaded: what ``from_pretrained(..., output_loading_info=True)`` says.
+        name: of the model.
+
+    Raises:
+        InputError: weights are missing.
+    """
+    lost = sorted(loaded["missing_keys"])  # type: ignore[call-overload]
+    if lost:
+        raise InputError(f"embedder {name} lacks {len(lost)} weights, the first {lost[0]}")
