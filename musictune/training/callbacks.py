@@ -22,7 +22,13 @@ COLUMNS = ("step", "loss", "held_out_loss", "lr", "seconds")
 
 
 class AfterStep(pl.Callback):
-    """Calls ``after_step`` once per optimiser step, however many passes that takes."""
+    """Calls ``after_step`` once per optimiser step, however many passes that takes.
+
+    Attributes:
+        columns: of ``metrics.csv``, which it fills through ``module.figures``.
+    """
+
+    columns: tuple[str, ...] = ()
 
     _seen = 0
 
@@ -40,7 +46,8 @@ class AfterStep(pl.Callback):
 class Metrics(AfterStep):
     """``metrics.csv``, TensorBoard events and the progress bar.
 
-    Rows of steps after ``module.start`` are dropped first: a resumed run makes them again.
+    Columns are ours and those of the other callbacks, which must come before this one. Rows of
+    steps after ``module.start`` are dropped first: a resumed run makes them again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +63,9 @@ class Metrics(AfterStep):
         rows = read_metrics(self.path, module.start)
         self._before = float(rows[-1]["seconds"]) if rows else 0.0
         stream = self._stack.enter_context(self.path.open("w", encoding="utf-8", newline=""))
-        self._rows = csv.DictWriter(stream, COLUMNS)
+        others: list[Any] = [c for c in trainer.callbacks if isinstance(c, AfterStep)]  # type: ignore[attr-defined]
+        columns = [*COLUMNS, *(name for other in others for name in other.columns)]
+        self._rows = csv.DictWriter(stream, columns, extrasaction="ignore")
         self._rows.writeheader()
         self._rows.writerows(rows)
         self._stream = stream
@@ -67,7 +76,7 @@ class Metrics(AfterStep):
         self._advance = self._stack.enter_context(bar)
         self._began = time.monotonic()
         if not rows:
-            self._write({"step": 0, "held_out_loss": module.held_out_loss()})
+            self._write(module, {"step": 0, "held_out_loss": module.held_out_loss()})
 
     def after_step(self, trainer: pl.Trainer, module: Stepped) -> None:
         """One row."""
@@ -75,10 +84,12 @@ class Metrics(AfterStep):
         loss = sum(module.losses) / len(module.losses)
         module.losses.clear()
         every = settings.held_out_every
-        due = step == settings.steps or (every and step % every == 0)
+        # What is scored has its loss beside it.
+        due = step == settings.steps or (every and step % every == 0) or module.figures
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         held_out = module.held_out_loss() if due else None
-        self._write({"step": step, "loss": loss, "held_out_loss": held_out, "lr": rate})
+        row = {"step": step, "loss": loss, "held_out_loss": held_out, "lr": rate}
+        self._write(module, row)
         speed = (step - module.start) / (time.monotonic() - self._began)
         self._advance(1, f"loss {loss:.3f}, {speed:.1f} steps/s")
 
@@ -86,7 +97,9 @@ class Metrics(AfterStep):
         """Close what is open, also after an error."""
         self._stack.close()
 
-    def _write(self, row: dict[str, float | int | None]) -> None:
+    def _write(self, module: Stepped, row: dict[str, float | int | None]) -> None:
+        row |= module.figures
+        module.figures.clear()
         seconds = self._before + time.monotonic() - self._began
         # repr keeps every bit, so that equal files mean equal runs.
         text = {k: repr(v) for k, v in row.items() if v is not None}

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,19 +47,43 @@ def save_checkpoint(module: Stepped, optimizer: torch.optim.Optimizer, folder: P
         InputError: the disk is full or not writable.
     """
     target = folder / f"step-{module.step:06d}"
-    temporary = folder / f".{target.name}.partial"
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+
+    def write(temporary: Path) -> None:
         module.write(temporary)
         # Through memory, so that a full disk is an OSError and not torch's own.
         state = io.BytesIO()
         torch.save(optimizer.state_dict(), state)
         (temporary / "optimizer.pt").write_bytes(state.getbuffer())
+
+    save_whole(target, write, {"step": module.step})
+    for old in _newest_first(folder)[_KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+    module.last_checkpoint = target
+    return target
+
+
+def save_whole(
+    target: Path, write: Callable[[Path], object], facts: Mapping[str, int | float]
+) -> None:
+    """Make the folder ``target`` of what ``write`` puts into one, surviving a lost machine.
+
+    Args:
+        target: a new folder, or one to replace.
+        write: called with the folder to fill.
+        facts: kept in ``checkpoint.json`` beside the hashes.
+
+    Raises:
+        InputError: the disk is full or not writable.
+    """
+    temporary = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write(temporary)
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         hashes = {p.relative_to(temporary).as_posix(): sha256(p) for p in files}
         listing = temporary / "checkpoint.json"
-        listing.write_text(json.dumps({"step": module.step, "files": hashes}, indent=1))
+        listing.write_text(json.dumps({**facts, "files": hashes}, indent=1))
         for path in (*files, listing, *(p for p in temporary.rglob("*") if p.is_dir()), temporary):
             _flush(path)
         move_folder(temporary, target)
@@ -66,10 +91,17 @@ def save_checkpoint(module: Stepped, optimizer: torch.optim.Optimizer, folder: P
         raise readable(error, target) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in _newest_first(folder)[_KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
-    module.last_checkpoint = target
-    return target
+
+
+def read_whole(folder: Path) -> dict[str, Any] | None:
+    """The facts that :func:`save_whole` kept in ``folder``; None if anything there is damaged."""
+    try:
+        listing: dict[str, Any] = json.loads((folder / "checkpoint.json").read_text())
+        if any(sha256(folder / name) != digest for name, digest in listing.pop("files").items()):
+            return None
+        return listing
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
@@ -96,12 +128,12 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _read(folder: Path) -> Checkpoint | None:
+    facts = read_whole(folder)
     try:
-        listing = json.loads((folder / "checkpoint.json").read_text())
-        if any(sha256(folder / name) != digest for name, digest in listing["files"].items()):
+        if facts is None:
             return None
         optimizer = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
-        return Checkpoint(folder, int(listing["step"]), optimizer)
+        return Checkpoint(folder, int(facts["step"]), optimizer)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError):
         return None
 

@@ -35,7 +35,7 @@ def fit(
         batches: the stream from ``start * accumulate`` on.
         folder: gets ``metrics.csv``, ``tensorboard/`` and ``checkpoints/``.
         device: where to compute.
-        callbacks: more of them, called after the figures are written.
+        callbacks: more of them, called before the figures are written.
 
     Raises:
         CheckFailed: a loss or gradient became no number.
@@ -58,7 +58,7 @@ def fit(
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            callbacks=[Metrics(folder), *callbacks, Checkpoints(folder / "checkpoints")],
+            callbacks=[*callbacks, Metrics(folder), Checkpoints(folder / "checkpoints")],
         )
         try:
             trainer.fit(module, DataLoader(batches, batch_size=None))

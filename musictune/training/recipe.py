@@ -33,6 +33,8 @@ class RunSettings:
         class_word: what kind of sound it is.
         tokens: how many tokens carry the concept.
         prompt: of previews and of the proof of effect; made from the concept if empty.
+        embedder: the CLAP that scores previews where the best adapter is kept: a folder or Hugging
+            Face id; the bundled one if empty.
     """
 
     base: str = "mini"
@@ -41,6 +43,7 @@ class RunSettings:
     class_word: str = ""
     tokens: int = 1
     prompt: str = ""
+    embedder: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,22 @@ import pytorch_lightning as pl
 import torch
 
 from musictune import audio, console
-from musictune.data.clips import PreparedClips, is_prepared, prepare_folder
-from musictune.data.concepts import captions_for, plain
-from musictune.data.tokens import Collated, TokenDataset, cached_tokens, collate, split
+from musictune.audio import Clip
+from musictune.data.concepts import plain
+from musictune.data.tokens import TokenDataset
 from musictune.errors import InputError
 from musictune.files import check_target, move_folder, readable
 from musictune.generation import Engine
 from musictune.methods import attach_adapter, save_adapter
 from musictune.methods.base import TuningMethod
 from musictune.models.musicgen import MusicGen
-from musictune.training.callbacks import Previews
-from musictune.training.card import draw_losses, write_card
+from musictune.training.best import Judges, KeepBest, publish_best, scored_prompts
+from musictune.training.callbacks import AfterStep, Previews, read_metrics
+from musictune.training.card import draw_alignment, draw_losses, write_card
 from musictune.training.checkpoints import Checkpoint, load_checkpoint
 from musictune.training.effect import Effect, measure_effect
 from musictune.training.loop import Interrupted, computes_in_bf16, fit
+from musictune.training.material import Material, gather
 from musictune.training.recipe import Recipe
 from musictune.training.stream import BatchStream
 from musictune.training.tuning import Tuning
@@ -85,6 +87,7 @@ def tune(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    judges: Judges | None = None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> Result:
     """Tune ``model`` on ``clips`` and publish the run as ``out``.
@@ -99,22 +102,25 @@ def tune(
         out: the run's folder.
         resume: go on from the newest checkpoint.
         overwrite: replace ``out`` and an interrupted run.
+        judges: what scores previews; needed to keep the best adapter.
         callbacks: for the training loop.
 
     Raises:
-        InputError: bad clips, names, or output.
+        InputError: bad clips, names, or output, or nothing to choose the best adapter by.
         CheckFailed: a loss or gradient was no number, or the adapter has no effect.
         Interrupted: stopped on request; ``resume`` goes on.
     """
     out = out.absolute()
     check_out(out, recipe, resume=resume, overwrite=overwrite)
+    if recipe.training.keep == "best" and judges is None:
+        raise InputError("keep best needs something that scores previews; give judges or keep last")
     work = working_folder(out)
     try:
         if not resume:
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)
             (work / "config.yaml").write_text(recipe.text, encoding="utf-8")
-        result = _tune(model, clips, recipe, work, resume, callbacks)
+        result = _tune(model, clips, recipe, work, resume, judges, callbacks)
     except BaseException as error:
         if not _held(work):
             shutil.rmtree(work, ignore_errors=True)
@@ -135,11 +141,13 @@ def _tune(
     recipe: Recipe,
     work: Path,
     resume: bool,
+    judges: Judges | None,
     callbacks: Sequence[pl.Callback],
 ) -> Result:
     settings, began = recipe.training, time.monotonic()
     recipe.method.check(model)
-    train, held_out, prompt = _data(model, clips, recipe, work)
+    material = gather(model, clips, recipe, work)
+    train, prompt = material.train, material.prompt
     checkpoint = load_checkpoint(work / "checkpoints") if resume else None
     method = _attached(model, recipe, train, checkpoint)
     facts = method.describe()
@@ -148,7 +156,12 @@ def _tune(
         _save_memory(model)
     start = checkpoint.step if checkpoint else 0
     module = Tuning(
-        model, method, settings, held_out, start, checkpoint.optimizer if checkpoint else None
+        model,
+        method,
+        settings,
+        material.held_out,
+        start,
+        checkpoint.optimizer if checkpoint else None,
     )
     module.last_checkpoint = checkpoint.folder if checkpoint else None
     play = _player(model, method, recipe, prompt, work / "samples")
@@ -156,9 +169,13 @@ def _tune(
         play("base")
     stream = BatchStream(train, settings.batch, settings.seed, start * settings.accumulate)
     model.train()
-    fit(module, stream, work, model.device, [Previews(play), *callbacks])
+    scoring = _scoring(model, recipe, material, judges, work / "checkpoints")
+    fit(module, stream, work, model.device, [*scoring, Previews(play), *callbacks])
     model.eval()
-    save_adapter(model, method, work / "adapter")
+    if settings.keep == "best":
+        facts |= _kept(work)
+    else:
+        save_adapter(model, method, work / "adapter")
     # From here on the files speak, not the memory: what was saved is what gets proved.
     method.detach(model)
     method = attach_adapter(model, work / "adapter")
@@ -179,51 +196,10 @@ def _tune(
         "mel_distance_db": round(effect.mel_distance, 2),
     }
     draw_losses(work)
+    if settings.keep == "best":
+        draw_alignment(work, int(facts["kept_step"]))
     write_card(work, recipe, facts, prompt)
     return Result(work, facts, effect)
-
-
-def _data(
-    model: MusicGen, clips: Path, recipe: Recipe, work: Path
-) -> tuple[TokenDataset, list[Collated], str]:
-    """Crops to train on, held-out batches, and a prompt for previews."""
-    settings, concept = recipe.training, recipe.concept
-    seconds = min(settings.seconds, model.max_seconds)
-    folder = clips
-    if not is_prepared(clips):
-        folder = work / "clips"
-        if not is_prepared(folder):
-            prepare_folder(
-                clips, folder, sample_rate=model.sample_rate, seconds=seconds,
-                channels=model.channels, concept=concept, overwrite=True,
-            )  # fmt: skip
-    music = PreparedClips(folder)
-    # A folder that somebody prepared is only read, unless it holds tokens already.
-    shared = folder / "tokens"
-    cache = shared if shared.is_dir() or folder != clips else work / "tokens"
-    codes = cached_tokens(music, model.encode, model.codec_key, cache)
-    texts, sources = [], []
-    for clip in music:
-        texts.append(captions_for(clip.caption, concept, settings.captions, settings.seed))
-        sources.append(clip.source)
-    kept, held = split(len(codes), settings.held_out, settings.seed, sources)
-    frames = model.frames(seconds)
-
-    def dataset(chosen: list[int], dropout: float) -> TokenDataset:
-        return TokenDataset(
-            [codes[i] for i in chosen], [texts[i] for i in chosen], frames, settings.seed, dropout
-        )
-
-    held_out: list[Collated] = []
-    if held:
-        fixed = dataset(held, 0.0)
-        items = [fixed.item(0, i) for i in range(len(fixed))]
-        size = settings.batch
-        held_out = [collate(items[i : i + size]) for i in range(0, len(items), size)]
-    prompt = recipe.run.prompt
-    if not prompt:
-        prompt = f"{concept.trigger} {concept.class_word}" if concept else texts[0][0]
-    return dataset(kept, settings.caption_dropout), held_out, prompt
 
 
 def _attached(
@@ -259,6 +235,47 @@ def _player(
         audio.write(made[0], folder / f"{name}.wav")
 
     return play
+
+
+def _scoring(
+    model: MusicGen, recipe: Recipe, material: Material, judges: Judges | None, folder: Path
+) -> list[AfterStep]:
+    """What scores previews and keeps the best; nothing where the last is kept."""
+    settings, concepts = recipe.training, [recipe.concept] if recipe.concept else []
+    if settings.keep != "best" or judges is None:
+        return []
+    captions = [clip.caption for clip in material.clips]
+    prompts = scored_prompts(recipe.run.prompt, recipe.concept, captions)
+    asked = [prompt for prompt in prompts for _ in range(settings.score_seeds)]
+    seconds = _preview_seconds(model, recipe)
+
+    def previews() -> list[Clip]:
+        _, made = Engine(model).rollout(asked, seconds, settings.seed)
+        texts = [plain(prompt, concepts) for prompt in asked]
+        return [replace(clip, caption=text) for clip, text in zip(made, texts, strict=True)]
+
+    return [KeepBest(previews, *judges(material.clips), folder)]
+
+
+def _kept(work: Path) -> dict[str, int | float | str]:
+    """Make the best adapter the run's own; say which one it is."""
+    best = publish_best(work / "checkpoints", work / "adapter")
+    rows = [row for row in read_metrics(work / "metrics.csv") if row["alignment"]]
+    before, after = float(rows[0]["alignment"]), float(rows[-1]["alignment"])
+    error = next(row["alignment_error"] for row in rows if int(row["step"]) == best.step)
+    if best.alignment <= before:
+        console.note(
+            f"no scored step sounds closer than the untrained step 0 ({best.alignment:.4f} against "
+            f"{before:.4f}); kept the best of them, step {best.step}: try a longer run, another "
+            "class word or another rate"
+        )
+    return {
+        "kept_step": best.step,
+        "alignment_before": round(before, 4),
+        "alignment_kept": round(best.alignment, 4),
+        "alignment_standard_error": round(float(error), 4) if error else "unknown",
+        "alignment_last": round(after, 4),
+    }
 
 
 def _preview_seconds(model: MusicGen, recipe: Recipe) -> float:

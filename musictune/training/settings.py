@@ -9,6 +9,7 @@ from typing import Literal
 from musictune.errors import InputError
 
 Precision = Literal["auto", "fp32", "bf16"]
+Keep = Literal["last", "best"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class TrainingSettings:
         checkpoint_every: steps between checkpoints, 0 for none.
         preview_every: steps between previews, 0 for none.
         preview_seconds: length of a preview.
+        keep: ``last`` keeps the adapter of the last step; ``best`` that of the step whose previews
+            were closest to the held-out clips and to their prompts, which costs their making.
+        score_every: with ``best``, steps between scored previews; the last step is scored too.
+        score_seeds: with ``best``, previews of each prompt.
 
     Raises:
         InputError: a value out of range.
@@ -60,9 +65,12 @@ class TrainingSettings:
     checkpoint_every: int = 100
     preview_every: int = 0
     preview_seconds: float = 5.0
+    keep: Keep = "last"
+    score_every: int = 50
+    score_seeds: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "captions"):
+        for name in ("steps", "batch", "accumulate", "captions", "score_every", "score_seeds"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} must be at least 1")
         for name in ("warmup", "held_out_every", "checkpoint_every", "preview_every", "seed"):
@@ -79,6 +87,13 @@ class TrainingSettings:
                 raise InputError(f"{name} {getattr(self, name)} must be at least 0 and below 1")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise InputError(f"precision {self.precision!r} must be auto, fp32 or bf16")
+        if self.keep not in ("last", "best"):
+            raise InputError(f"keep {self.keep!r} must be last or best")
+        if self.keep == "best" and self.held_out == 0:
+            raise InputError(
+                "keep best compares previews with held-out clips, and held_out is 0; set it above "
+                "0, such as 0.1, or keep last"
+            )
 
     def rate_at(self, step: int) -> float:
         """The share of the peak rate used for ``step``, counted from 0."""

@@ -29,6 +29,7 @@ class Stepped(pl.LightningModule, ABC):
     Attributes:
         last_checkpoint: the newest one that is known to be good.
         losses: of the passes of the current step.
+        figures: what callbacks add to the current step's row of ``metrics.csv``.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Stepped(pl.LightningModule, ABC):
         self.start = start
         self.last_checkpoint: Path | None = None
         self.losses: list[float] = []
+        self.figures: dict[str, float] = {}
         self._optimizer_state = optimizer_state
 
     @abstractmethod

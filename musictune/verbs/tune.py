@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from musictune.audio import Clip
+    from musictune.metrics.base import Reward
+    from musictune.training.best import Judges
     from musictune.training.recipe import Recipe
     from musictune.training.run import Result
+
+
+class Keep(StrEnum):
+    """Which step's adapter is kept."""
+
+    last = "last"
+    best = "best"
 
 
 def tune(
@@ -46,6 +58,10 @@ def tune(
     preview_every: Annotated[
         int | None, typer.Option(help="Steps between previews in samples/; 0 for none.")
     ] = None,
+    keep: Annotated[
+        Keep | None,
+        typer.Option(help="The last step's adapter (default), or the best by scored previews."),
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="auto (default), fp32 or bf16.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     config: Annotated[
@@ -75,6 +91,10 @@ def tune(
     metrics.csv and losses.png, samples/ and a README.md. At the end one prompt is played with and
     without the adapter; if nothing changed, the command fails.
 
+    With --keep best, previews are scored every 50 steps (--set training.score_every=25): how close
+    they are to held-out clips of the recordings, and to their prompts. The adapter of the step that
+    does best at both is kept; alignment.png shows the curve.
+
     Ctrl-C stops after the current step and keeps a checkpoint for --resume.
 
     Example: musictune tune my-recordings --concept mybox --class-word "music box" --out runs/mybox
@@ -97,6 +117,7 @@ def tune(
             "training.batch": batch,
             "training.seed": seed,
             "training.preview_every": preview_every,
+            "training.keep": keep.value if keep else None,
             "training.precision": precision,
         },
         method,
@@ -119,8 +140,30 @@ def _run(recipe: Recipe, out: Path, device: str, resume: bool, overwrite: bool) 
     checkpoint.check(recipe.run.base)
     checkpoint.device(device)
     check_out(out, recipe, resume=resume, overwrite=overwrite)
+    # Before the base: a CLAP that cannot be used is said at once.
+    judges = _judges(recipe.run.embedder) if recipe.training.keep == "best" else None
     model = MusicGen.load(recipe.run.base, device)
-    return tune(model, Path(recipe.run.clips), recipe, out, resume=resume, overwrite=overwrite)
+    return tune(
+        model,
+        Path(recipe.run.clips),
+        recipe,
+        out,
+        resume=resume,
+        overwrite=overwrite,
+        judges=judges,
+    )
+
+
+def _judges(embedder: str) -> Judges:
+    from musictune.metrics.alignment import AudioAlignment, TextAlignment
+    from musictune.metrics.embedders import ClapEmbedder
+
+    clap = ClapEmbedder.load(embedder or None)
+
+    def judges(held_out: Sequence[Clip]) -> tuple[Reward, Reward]:
+        return AudioAlignment(clap, held_out), TextAlignment(clap)
+
+    return judges
 
 
 def _report(result: Result, recipe: Recipe) -> None:
@@ -131,6 +174,12 @@ def _report(result: Result, recipe: Recipe) -> None:
         f"adapter {int(facts['adapter_bytes']) / 1e3:,.0f} kB, {facts['seconds']} s, "
         f"peak memory {int(facts['peak_memory_bytes']) / 1e9:.2f} GB"
     )
+    if "kept_step" in facts:
+        say(
+            f"kept step {facts['kept_step']} of {recipe.training.steps}: alignment "
+            f"{facts['alignment_kept']} (standard error {facts['alignment_standard_error']}), "
+            f"untrained {facts['alignment_before']}, last {facts['alignment_last']}"
+        )
     say(
         f"proof of effect: {result.effect.tokens_changed:.0%} of the tokens differ with the "
         f"adapter, {result.effect.mel_distance:.1f} dB apart"

@@ -17,7 +17,9 @@ from musictune.__main__ import main
 from musictune.audio import write
 from musictune.generation import Engine
 from musictune.methods import load_adapter
+from musictune.metrics.embedders import ClapEmbedder
 from musictune.models.musicgen import MusicGen
+from musictune.training.callbacks import read_metrics
 
 
 def command(*arguments: str) -> int:
@@ -94,6 +96,21 @@ def test_the_same_command_gives_the_same_adapter(place: Path, tuned: Path, tmp_p
         assert (tmp_path / "again" / name).read_bytes() == (tuned / name).read_bytes(), name
 
 
+def test_keep_best_says_which_step_it_kept(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ClapEmbedder.toy().save(tmp_path / "clap")
+    often = ("training.score_every=1", "training.score_seeds=1", f"run.embedder={tmp_path}/clap")
+    more = [part for change in often for part in ("--set", change)]
+    assert tune(place, tmp_path / "run", "--keep", "best", *more) == 0
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    best = max(rows[1:], key=lambda row: float(row["alignment"]))
+    assert f"kept step {best['step']} of 3" in capsys.readouterr().out
+    assert all(-1 <= float(row["audio_alignment"]) <= 1 for row in rows)
+    assert len({row["audio_alignment"] for row in rows}) > 1
+    assert (tmp_path / "run" / "alignment.png").exists()
+
+
 def test_print_config_only_prints(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,6 +161,8 @@ def test_merge_writes_what_plain_transformers_reads(place: Path, tuned: Path) ->
         (["--steps", "0"], "steps 0"),
         (["--set", "method.targets=nowhere"], "matched no layer"),
         (["--resume"], "nothing to resume"),
+        (["--keep", "best", "--set", "run.embedder=no-such-clap"], "no-such-clap"),
+        (["--keep", "best", "--set", "training.held_out=0"], "held_out is 0"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
