@@ -6,53 +6,45 @@ import csv
 import json
 import math
 import platform
-from collections import Counter
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import Tensor
+import numpy as np
 
-from musictune.metrics.base import Score
-from musictune.metrics.embedders import ClapEmbedder
-from musictune.metrics.folder import ClipFile, ClipSet
-from musictune.metrics.pictures import excerpt
-from musictune.metrics.suite import PER_CLIP, Evaluation
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
+from musictune.metrics.embedders import Embedder
+from musictune.metrics.folder import ClipSet
+from musictune.metrics.report_copying import copying_cells, copying_columns
+from musictune.metrics.report_page import Sets, page
+from musictune.metrics.report_page import templates as templates
+from musictune.metrics.report_scores import headline as headline
+from musictune.metrics.suite import Evaluation
 
 SCHEMA = 1
-MEANINGS = {
-    "audio_alignment": (
-        "Audio alignment",
-        "How close it sounds to the reference: mean cosine over all pairs of windows.",
-    ),
-    "text_alignment": (
-        "Text alignment",
-        "How well it follows its prompts: mean cosine of each clip with its own prompt.",
-    ),
-    "frechet_distance": (
-        "Fréchet audio distance",
-        "How far the whole set lies from the reference, in sound and in variety.",
-    ),
-    "self_similarity": (
-        "Self-similarity",
-        "How alike its clips are: near 1, the model plays one piece whatever it is asked.",
-    ),
-}
 
-_ROWS = 12  # prompts with players; a page with more is slow to open
-_REFERENCES = 3
+_PACKAGES = (
+    "musictune",
+    "torch",
+    "transformers",
+    "numpy",
+    "scipy",
+    "soxr",
+    "librosa",
+    "mir_eval",
+)
+_INFLUENCE = "influence"
 
 
 def write_report(
     folder: Path,
     evaluation: Evaluation,
-    embedder: ClapEmbedder,
+    embedder: Embedder,
     made: ClipSet,
     reference: ClipSet,
     against: ClipSet | None = None,
+    extra: Mapping[str, Any] | None = None,
+    training: ClipSet | None = None,
 ) -> None:
     """Write the three files into ``folder``, which must exist.
 
@@ -60,81 +52,87 @@ def write_report(
         folder: where to.
         evaluation: what `score_sets` measured on these sets.
         embedder: what measured it.
-        made, reference, against: the sets.
+        made, reference, against: the sets; the reference has no files where it is statistics.
+        extra: further facts that are needed to make the numbers again.
+        training: the clips that ``evaluation.copying`` speaks of, to hear them.
 
     Raises:
         InputError: a clip that the page shows can no longer be read.
     """
-    facts = made_with(embedder, made, reference, against)
+    facts = made_with(embedder, made, reference, against, extra)
+    if evaluation.copying is not None:
+        facts["copying"] = {"thresholds": evaluation.copying.thresholds}
     (folder / "metrics.json").write_text(
         json.dumps(metrics(evaluation, facts), indent=2, ensure_ascii=False, allow_nan=False)
         + "\n",
         encoding="utf-8",
     )
+    columns = [*dict.fromkeys([*evaluation.made, *evaluation.against])]
+    if evaluation.influence is not None:
+        columns.append(_INFLUENCE)
     rows = _clip_rows(evaluation, made, against)
     with (folder / "clips.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, ["file", "prompt", "seed", "set", *PER_CLIP])
+        names = ["file", "prompt", "seed", "set", *columns, *copying_columns(evaluation.copying)]
+        writer = csv.DictWriter(file, names, restval="")
         writer.writeheader()
         writer.writerows(rows)
-    page = _page(evaluation, facts, made, reference, against, rows)
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    sets = Sets(made, reference, against, training)
+    text = page(evaluation, sets, facts, columns, rows)
+    (folder / "report.html").write_text(text, encoding="utf-8")
 
 
-def metrics(evaluation: Evaluation, facts: dict[str, Any]) -> dict[str, Any]:
-    """What ``metrics.json`` holds."""
+def metrics(evaluation: Evaluation, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``metrics.json`` holds; numbers that are not finite become None, as JSON has none."""
     scores: dict[str, dict[str, Any]] = {
-        name: score.as_json() for name, score in evaluation.scores.items()
+        name: dict(score.as_json()) for name, score in evaluation.scores.items()
     }
-    for name, p in evaluation.p.items():
-        scores[name]["p"] = p
-    return {
+    for name in scores.keys() & evaluation.p.keys():
+        scores[name]["p"] = evaluation.p[name]
+    found: dict[str, Any] = {
         "schema": SCHEMA,
         "scores": scores,
         "not_computed": evaluation.not_computed,
-        "made_with": facts,
+        "warnings": evaluation.warnings,
+        "made_with": dict(facts),
     }
+    if evaluation.copying is not None:
+        found["copying"] = {
+            "alarm": evaluation.copying.alarm,
+            "reason": evaluation.copying.alarm_reason,
+        }
+    return dict(_plain(found))
 
 
 def made_with(
-    embedder: ClapEmbedder, made: ClipSet, reference: ClipSet, against: ClipSet | None
+    embedder: Embedder,
+    made: ClipSet,
+    reference: ClipSet,
+    against: ClipSet | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything needed to make the same numbers again."""
-    packages = ("musictune", "torch", "transformers", "numpy", "soxr")
+    """Everything needed to make the same numbers again; ``extra`` is added to it."""
     facts: dict[str, Any] = {
-        "versions": {"python": platform.python_version()} | {p: _version(p) for p in packages},
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES},
         "embedder": embedder.name,
         "checkpoint_hashes": {"embedder": embedder.hash},
-        "windows": {"seconds": embedder.window_seconds, "hop": embedder.window_seconds / 2},
+        "dim": embedder.dim,
+        "windows": {
+            "seconds": embedder.window_seconds,
+            "hop": embedder.hop_seconds,
+            "sample_rate": embedder.sample_rate,
+        },
         **_origin(made),
         "reference": {"name": reference.name, "files": len(reference.files)},
     }
     if against:
         facts["against"] = _origin(against)
+    for name, more in (extra or {}).items():
+        known = facts.get(name)
+        # Two tables of one name, such as hashes of checkpoints, are one.
+        if isinstance(known, Mapping) and isinstance(more, Mapping):
+            more = {**known, **more}
+        facts[name] = more
     return facts
-
-
-def headline(evaluation: Evaluation, made: str, against: str) -> list[tuple[str, str]]:
-    """What the paired differences say: a sentence and its figures; nothing without pairs."""
-    words = {
-        "audio_alignment": ("sounds {} the reference {}", "closer to", "less like", "as near"),
-        "text_alignment": ("follows its prompts {} {}", "better", "less well", "as well"),
-    }
-    found = []
-    for name, (frame, better, worse, same) in words.items():
-        score = evaluation.scores.get(f"difference/{name}")
-        if not score:
-            continue
-        if score.low > 0 or score.high < 0:
-            claim = frame.format(better if score.low > 0 else worse, f"than {against}")
-        else:
-            claim = frame.format(f"about {same}", f"as {against}")
-        pairs = "pair" if score.n == 1 else "pairs"
-        figures = (
-            f"{MEANINGS[name][0]} {_number(score.value, '+')} {_interval(score)} over {score.n} "
-            f"{pairs} of one prompt and seed, p = {evaluation.p[f'difference/{name}']:.2g}"
-        )
-        found.append((f"{made} {claim}.", figures))
-    return found
 
 
 def _origin(clips: ClipSet) -> dict[str, Any]:
@@ -151,179 +149,39 @@ def _origin(clips: ClipSet) -> dict[str, Any]:
 def _clip_rows(
     evaluation: Evaluation, made: ClipSet, against: ClipSet | None
 ) -> list[dict[str, Any]]:
-    sets = [(made, evaluation.made)] + ([(against, evaluation.against)] if against else [])
-    return [
-        {
-            "file": file.file,
-            "prompt": file.prompt,
-            "seed": file.seed,
-            "set": clips.name,
-            **{name: _cell(values[name], i) for name in PER_CLIP},
-        }
+    """One for each clip of both sets; values as text of six digits, empty where not known."""
+    mine = dict(evaluation.made)
+    if evaluation.influence is not None:
+        mine[_INFLUENCE] = np.asarray(evaluation.influence)
+    sets = [(made, mine)] + ([(against, evaluation.against)] if against else [])
+    rows = [
+        {"file": file.file, "prompt": file.prompt, "seed": file.seed, "set": clips.name}
+        | {name: _cell(float(column[i])) for name, column in values.items()}
         for clips, values in sets
         for i, file in enumerate(clips.files)
     ]
-
-
-def _cell(values: Tensor, index: int) -> str:
-    value = float(values[index])
-    return "" if math.isnan(value) else f"{value:.6f}"
-
-
-def _number(value: float, sign: str = "") -> str:
-    return f"{value:{sign}.3f}".replace("-", "−")
-
-
-def _page(
-    evaluation: Evaluation,
-    facts: dict[str, Any],
-    made: ClipSet,
-    reference: ClipSet,
-    against: ClipSet | None,
-    rows: list[dict[str, Any]],
-) -> str:
-    environment = templates(Path(__file__).parent)
-    listening = _listening(evaluation, made, against)
-    longest = max(row["made"].seconds for row in listening)
-    references = [
-        (file.file, excerpt(file.path, longest)) for file in _spread(reference.files, _REFERENCES)
-    ]
-    return environment.get_template("report.html.j2").render(
-        made=made.name,
-        against=against.name if against else "",
-        reference=reference.name,
-        counts={
-            "made": len(made.files),
-            "against": len(against.files) if against else 0,
-            "reference": len(reference.files),
-        },
-        headline=headline(evaluation, made.name, against.name if against else ""),
-        cards=[_card(name, evaluation, made, against) for name in MEANINGS],
-        listening=listening,
-        references=references,
-        rows=rows,
-        facts=facts,
-        adapters=[_adapter(a) for a in facts["adapters"]],
-    )
-
-
-def templates(folder: Path) -> Environment:
-    """The page templates of a folder; what is put into them is escaped, what is missing raises."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    return Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _card(
-    name: str, evaluation: Evaluation, made: ClipSet, against: ClipSet | None
-) -> dict[str, Any]:
-    """One score of each set with where its bar and its interval go, in percent of the width."""
-    title, meaning = MEANINGS[name]
-    sets = ([(against.name, "against", f"against/{name}")] if against else []) + [
-        (made.name, "made", name)
-    ]
-    found = [evaluation.scores[key] for _, _, key in sets if key in evaluation.scores]
-    ends = [end for s in found for end in (s.value, s.low, s.high) if not math.isnan(end)]
-    low, high = min([0.0, *ends]), max([1e-9, *ends])
-
-    def place(value: float) -> float:
-        return round(100 * (value - low) / (high - low), 2)
-
-    bars = []
-    for label, kind, key in sets:
-        score = evaluation.scores.get(key)
-        bar: dict[str, Any] = {"label": label, "kind": kind, "score": score}
-        if score:
-            start, end = sorted((place(0.0), place(score.value)))
-            bar |= {"start": start, "width": round(end - start, 2), "interval": None}
-            bar["text"] = f"{_number(score.value)} {_interval(score)}".strip()
-            if not math.isnan(score.low):
-                left, right = place(score.low), place(score.high)
-                bar["interval"] = {"start": left, "width": round(right - left, 2)}
-        else:
-            bar["text"] = evaluation.not_computed.get(key, "")
-        bars.append(bar)
-    difference = evaluation.scores.get(f"difference/{name}")
-    return {
-        "title": title,
-        "meaning": meaning,
-        "better": "lower" if name in ("frechet_distance", "self_similarity") else "higher",
-        "bars": bars,
-        "zero": place(0.0) if low < 0 else None,
-        "n": max((score.n for score in found), default=0),
-        "without_interval": any(math.isnan(score.low) for score in found),
-        "difference": f"{_number(difference.value, '+')} {_interval(difference)}".strip()
-        if difference
-        else "",
-        "p": evaluation.p.get(f"difference/{name}"),
-    }
-
-
-def _listening(
-    evaluation: Evaluation, made: ClipSet, against: ClipSet | None
-) -> list[dict[str, Any]]:
-    """The clips with players: pairs where there are any, of as many prompts as possible."""
-    partner = dict(evaluation.pairs)
-    indices = sorted(partner) or list(range(len(made.files)))
-    rows = []
-    for i in _one_of_each(indices, made.files)[:_ROWS]:
-        file = made.files[i]
-        row: dict[str, Any] = {
-            "title": file.prompt or file.file,
-            "seed": file.seed,
-            "made": excerpt(file.path),
-            "made_file": file.file,
-            "made_scores": _shown(evaluation.made, i),
-            "against": None,
-        }
-        if against and i in partner:
-            other = partner[i]
-            row["against"] = excerpt(against.files[other].path)
-            row["against_file"] = against.files[other].file
-            row["against_scores"] = _shown(evaluation.against, other)
-        rows.append(row)
+    # The made clips come first.
+    for row, cells in zip(rows, copying_cells(evaluation.copying), strict=False):
+        row |= cells
     return rows
 
 
-def _shown(values: dict[str, Tensor], index: int) -> list[str]:
-    """Both alignments of a clip as people read them, leaving out what is not known."""
-    numbers = (float(values[name][index]) for name in PER_CLIP)
-    return [_number(number) for number in numbers if not math.isnan(number)]
+def _cell(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}"
 
 
-def _one_of_each(indices: list[int], files: tuple[ClipFile, ...]) -> list[int]:
-    """The same indices, the first of each prompt before the second of any."""
-    seen: Counter[str] = Counter()
-    turns = []
-    for i in indices:
-        key = files[i].prompt or files[i].file
-        turns.append((seen[key], i))
-        seen[key] += 1
-    return [i for _, i in sorted(turns)]
-
-
-def _spread(files: tuple[ClipFile, ...], most: int) -> list[ClipFile]:
-    """At most ``most`` files, evenly from all."""
-    count = min(len(files), most)
-    return [files[i * len(files) // count] for i in range(count)]
-
-
-def _interval(score: Score) -> str:
-    if math.isnan(score.low):
-        return ""
-    return f"({_number(score.low)} to {_number(score.high)})"
-
-
-def _adapter(adapter: Any) -> str:
-    if not isinstance(adapter, dict) or "path" not in adapter:
-        return str(adapter)
-    return f"{adapter['path']}, weight {adapter.get('weight', 1)}"
+def _plain(thing: Any) -> Any:
+    if isinstance(thing, Mapping):
+        return {str(name): _plain(value) for name, value in thing.items()}
+    if isinstance(thing, (list, tuple)):
+        return [_plain(value) for value in thing]
+    if isinstance(thing, (bool, str, int)) or thing is None:
+        return thing
+    if isinstance(thing, (float, np.floating)):
+        return float(thing) if math.isfinite(thing) else None
+    if isinstance(thing, np.integer):
+        return int(thing)
+    return str(thing)  # a path
 
 
 def _version(package: str) -> str:
