@@ -9,49 +9,74 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from musictune.audio import Clip
 from musictune.errors import InputError
-from musictune.metrics.base import Score
-from musictune.metrics.embedders import ClapEmbedder
+from musictune.metrics.base import About, Score
+from musictune.metrics.embedders import ClapEmbedder, Embedder
+from musictune.metrics.features import Features
 from musictune.metrics.intervals import mean_interval
 
+Array = np.ndarray
 
-def audio_alignment(made: Sequence[Tensor], reference: Sequence[Tensor]) -> Tensor:
-    """``(clips,)`` mean cosine of each made clip's windows with all reference windows.
+
+ABOUT_ALIGNMENT = {
+    "audio_alignment": About(
+        "Audio alignment",
+        "How close it sounds to the reference: mean cosine over all pairs of windows.",
+        "higher",
+    ),
+    "text_alignment": About(
+        "Text alignment",
+        "How well it follows its prompts: mean cosine of each clip with its own prompt.",
+        "higher",
+    ),
+    "concept_score": About(
+        "Concept score",
+        "Both alignments in one, each mapped to 0 to 1, times: what --keep best goes by.",
+        "higher",
+    ),
+}
+
+Clips = Features | Sequence[Tensor] | Sequence[Array]
+
+
+def audio_alignment(made: Clips, reference: Clips) -> Array:
+    """``(clips,)`` float64, mean cosine of each made clip's rows with all reference rows.
 
     Args:
-        made, reference: per clip ``(windows, dim)`` unit rows.
+        made, reference: per clip ``(rows, dim)``, of any length other than 0.
     """
-    # The mean of cosines with unit vectors is the product with their mean.
-    centre = torch.cat(list(reference)).double().mean(0)
-    return torch.stack([(clip.double() @ centre).mean() for clip in made]).float()
+    # The mean of cosines is the product with the mean of unit vectors.
+    made, reference = Features.of(made), Features.of(reference)
+    centre = sum(_unit(chunk).sum(0) for chunk in reference.chunks()) / len(reference.points)
+    return np.array([(_unit(clip) @ centre).mean() for clip in made])
 
 
-def audio_alignment_score(made: Sequence[Tensor], reference: Sequence[Tensor]) -> Score:
-    """Mean cosine over all pairs of a reference window and a made window."""
-    values = audio_alignment(made, reference).double().numpy()
-    windows = torch.tensor([len(clip) for clip in made], dtype=torch.float64).numpy()
-    return Score(*mean_interval(values, windows), n=len(made), better="higher")
+def audio_alignment_score(made: Clips, reference: Clips) -> Score:
+    """Mean cosine over all pairs of a reference row and a made row."""
+    made = Features.of(made)
+    return _cosine_score(audio_alignment(made, reference), made.lengths)
 
 
-def text_alignment(texts: Tensor, made: Sequence[Tensor]) -> Tensor:
-    """``(clips,)`` mean cosine of each clip's windows with its own text.
+def text_alignment(texts: Tensor | Array, made: Clips) -> Array:
+    """``(clips,)`` float64, mean cosine of each clip's rows with its own text.
 
     Args:
-        texts: ``(clips, dim)`` unit rows.
-        made: per clip ``(windows, dim)`` unit rows.
+        texts: ``(clips, dim)``.
+        made: per clip ``(rows, dim)``.
     """
-    pairs = zip(texts, made, strict=True)
-    return torch.stack([(clip.double() @ text.double()).mean() for text, clip in pairs]).float()
+    words = _unit(np.asarray(texts))
+    pairs = zip(words, Features.of(made), strict=True)
+    return np.array([(_unit(clip) @ text).mean() for text, clip in pairs])
 
 
-def text_alignment_score(texts: Tensor, made: Sequence[Tensor]) -> Score:
+def text_alignment_score(texts: Tensor | Array, made: Clips) -> Score:
     """Mean over clips of the cosine with their own text."""
-    values = text_alignment(texts, made).double().numpy()
-    return Score(*mean_interval(values), n=len(made), better="higher")
+    return _cosine_score(text_alignment(texts, made))
 
 
 class AudioAlignment:
@@ -62,13 +87,14 @@ class AudioAlignment:
         reference: the sound to come close to.
     """
 
-    def __init__(self, embedder: ClapEmbedder, reference: Iterable[Clip]) -> None:
+    def __init__(self, embedder: Embedder, reference: Iterable[Clip]) -> None:
         self.embedder = embedder
         self.reference = embedder.audio(reference)
 
     def __call__(self, clips: Sequence[Clip]) -> Tensor:
         """``(clips,)`` cosines."""
-        return audio_alignment(self.embedder.audio(clips), self.reference)
+        values = audio_alignment(self.embedder.audio(clips), self.reference)
+        return torch.from_numpy(values).float()
 
 
 class TextAlignment:
@@ -93,4 +119,17 @@ class TextAlignment:
                     f"clip {clip.source or '(unnamed)'} has no caption to compare with"
                 )
         texts = self.embedder.text([clip.caption for clip in clips])
-        return text_alignment(texts, self.embedder.audio(clips))
+        values = text_alignment(texts, self.embedder.audio(clips))
+        return torch.from_numpy(values).float()
+
+
+def _cosine_score(values: Array, weights: Array | None = None) -> Score:
+    value, low, high = mean_interval(values, weights)
+    # Reflecting the draws may lead beyond what a cosine can be.
+    low, high = (float(np.clip(end, -1, 1)) for end in (low, high))
+    return Score(value, low, high, n=len(values), better="higher")
+
+
+def _unit(rows: Array) -> Array:
+    rows = np.asarray(rows, np.float64)
+    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from musictune.audio import AUDIO_SUFFIXES, Clip, read, stream
+from musictune.audio import AUDIO_SUFFIXES, Clip, read
 from musictune.errors import InputError
 
 MANIFEST = "manifest.jsonl"
-
-_BLOCK = 120.0  # seconds of a long reference read at a time; a multiple of every window's hop
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,8 @@ class ClipFile:
         prompt: as it was typed; empty if not known.
         text: the prompt with concept triggers replaced by their class words.
         seed: of its sampling, if known.
+        seconds: as long as it should be, if known.
+        digest: hex SHA-256 of the file when it was made, if known.
         base: the base model, if known.
         adapters: what the manifest says was loaded.
     """
@@ -36,8 +36,15 @@ class ClipFile:
     prompt: str = ""
     text: str = ""
     seed: int | None = None
+    seconds: float | None = None
+    digest: str = ""
     base: str = ""
     adapters: tuple[Any, ...] = ()
+
+    @property
+    def calls_concept(self) -> bool:
+        """Whether the prompt names a concept's trigger, which the text says in other words."""
+        return self.prompt != self.text
 
     def read(self) -> Clip:
         """The audio, its caption being ``text``."""
@@ -94,19 +101,6 @@ def pair(made: Sequence[ClipFile], against: Sequence[ClipFile]) -> list[tuple[in
     return sorted(pairs.items())
 
 
-def reference_clips(files: Iterable[ClipFile]) -> Iterator[Clip]:
-    """Reference recordings as a stream of clips, long ones in blocks, in bounded memory.
-
-    Raises:
-        InputError: a file that cannot be used.
-    """
-    for file in files:
-        for index, clip in enumerate(stream(file.path, _BLOCK)):
-            # The rest of a long recording would be one window mostly filled with repetition.
-            if index == 0 or clip.seconds >= _BLOCK / 2:
-                yield clip
-
-
 def _from_manifest(folder: Path) -> tuple[ClipFile, ...]:
     manifest = folder / MANIFEST
     try:
@@ -134,13 +128,15 @@ def _clip(folder: Path, line: str, number: int) -> ClipFile:
     if not path.is_file():
         raise InputError(f"{where} names {name!r}, which is not there; generate it again")
     prompt, seed, adapters = entry.get("prompt"), entry.get("seed"), entry.get("adapters")
-    text = entry.get("text", prompt)
+    text, seconds, digest = entry.get("text", prompt), entry.get("seconds"), entry.get("sha256")
     return ClipFile(
         path=path,
         file=name,
         prompt=prompt if isinstance(prompt, str) else "",
         text=text if isinstance(text, str) else "",
         seed=seed if isinstance(seed, int) else None,
+        seconds=float(seconds) if isinstance(seconds, (int, float)) else None,
+        digest=digest if isinstance(digest, str) else "",
         base=str(entry.get("base") or ""),
         adapters=tuple(adapters) if isinstance(adapters, list) else (),
     )

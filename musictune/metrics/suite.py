@@ -1,28 +1,68 @@
-"""All scores of a set of made clips in one go, each clip being embedded once."""
+"""All scores of a set of made clips in one go, from what was heard in them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from musictune.audio import Clip
 from musictune.errors import InputError
 from musictune.metrics.alignment import (
+    ABOUT_ALIGNMENT,
     audio_alignment,
     audio_alignment_score,
     text_alignment,
     text_alignment_score,
 )
-from musictune.metrics.base import Score
-from musictune.metrics.embedders import ClapEmbedder
-from musictune.metrics.frechet import frechet_score
-from musictune.metrics.intervals import mean_interval, sign_flip_p
-from musictune.metrics.similarity import self_similarity
+from musictune.metrics.base import (
+    About,
+    ClipMetric,
+    Listener,
+    NotComputed,
+    Score,
+    SetMetric,
+    concept_score,
+)
+from musictune.metrics.comparison import ABOUT_FORGETTING, compare, forgetting
+from musictune.metrics.embedders import Embedder, TextReader
+from musictune.metrics.features import Features, comparable
+from musictune.metrics.folder import ClipSet
+from musictune.metrics.frechet import Frechet, frechet_to_statistics
+from musictune.metrics.intervals import mean_interval
+from musictune.metrics.listening import Heard
+from musictune.metrics.registry import clip_metrics, set_metrics
+from musictune.metrics.statistics_files import Statistics
 
-PER_CLIP = ("audio_alignment", "text_alignment")
+if TYPE_CHECKING:
+    from musictune.metrics.copying import CopyingReport
+
+_NO_CLIPS = "the reference is statistics, which hold no clips"
+
+EMBEDDER = "embedder"
+"""The name under which `listeners` has the embedder."""
+
+Array = np.ndarray
+Found = Mapping[str, Score | NotComputed]
+
+
+@dataclass(frozen=True)
+class HeardSet:
+    """Clips with what the `listeners` heard in them.
+
+    Attributes:
+        clips: the files, whose ``text`` is what a judge reads.
+        heard: by the names of `listeners`.
+    """
+
+    clips: ClipSet
+    heard: Heard
+
+    @property
+    def points(self) -> Features:
+        """What the embedder heard."""
+        return self.heard.features[EMBEDDER]
 
 
 @dataclass
@@ -34,122 +74,173 @@ class Evaluation:
             differences (made minus against) with ``difference/``.
         p: two-sided p of each difference, by the same name.
         not_computed: why a score is missing, by name.
-        made, against: for each set the values per clip by name, NaN where there is none.
+        about: title, meaning and direction of each score of a set, by name.
+        made, against: for each set the values per clip by name, ``(clips,)`` float64, NaN where
+            there is none.
         pairs: which clip of ``made`` was compared with which of ``against``.
+        warnings: what should be known before any score is believed.
+        influence: how much each made clip adds to the Fréchet distance, ``(clips,)``.
+        by_size: numbers of clips, and the Fréchet distance of so many, ``(sizes,)`` each.
+        copying: nearness to the training clips, where these are known.
     """
 
     scores: dict[str, Score] = field(default_factory=dict)
     p: dict[str, float] = field(default_factory=dict)
     not_computed: dict[str, str] = field(default_factory=dict)
-    made: dict[str, Tensor] = field(default_factory=dict)
-    against: dict[str, Tensor] = field(default_factory=dict)
+    about: dict[str, About] = field(default_factory=dict)
+    made: dict[str, Array] = field(default_factory=dict)
+    against: dict[str, Array] = field(default_factory=dict)
     pairs: list[tuple[int, int]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    influence: Array | None = None
+    by_size: tuple[Array, Array] | None = None
+    copying: CopyingReport | None = None
+
+    def add(self, found: Found, prefix: str = "") -> None:
+        """Take scores and reasons."""
+        for name, score in found.items():
+            if isinstance(score, Score):
+                self.scores[prefix + name] = score
+            else:
+                self.not_computed[prefix + name] = score.reason
+
+
+def listeners(embedder: Embedder) -> dict[str, Listener]:
+    """What `score_sets` needs to have been heard: the embedder, and every metric of clips."""
+    return {EMBEDDER: embedder, **clip_metrics()}
 
 
 def score_sets(
-    embedder: ClapEmbedder,
-    made: Iterable[Clip],
-    reference: Iterable[Clip],
-    against: Iterable[Clip] | None = None,
+    embedder: Embedder,
+    made: HeardSet,
+    reference: HeardSet | Statistics,
+    against: HeardSet | None = None,
     pairs: Sequence[tuple[int, int]] = (),
 ) -> Evaluation:
-    """Audio and text alignment, Fréchet distance and self-similarity of ``made``.
+    """Every score of ``made``: alignments, metrics of whole sets, means of metrics of clips.
 
     Args:
-        embedder: what hears and reads.
-        made: clips whose captions are their prompts, the trigger already replaced by its class
-            word; one without a caption has no text alignment. Read once, so it may be a stream.
-        reference: the sound to compare with.
+        embedder: what heard, and, if it can, reads the prompts.
+        made: the music, each clip's text being its prompt with the trigger already replaced by
+            its class word; one without text has no text alignment.
+        reference: the sound to compare with; with its statistics alone, the Fréchet distances are
+            all that can be compared.
         against: a second set, such as what the untouched base makes.
         pairs: indices into ``made`` and ``against`` of clips that share prompt and seed.
 
     Raises:
-        InputError: a set is empty.
+        InputError: embeddings that are not finite, or of different embedders.
     """
-    target = embedder.audio(reference)
-    if not target:
-        raise InputError("the reference holds no clips; give at least one")
     result = Evaluation(pairs=list(pairs))
-    result.made = _score_set(embedder, made, target, "", result)
+    for metric in set_metrics():
+        result.about |= metric.scores
+    result.about = ABOUT_ALIGNMENT | result.about | ABOUT_FORGETTING
+    for clip_metric in clip_metrics().values():
+        result.about |= clip_metric.values
+    result.made = _score_set(embedder, made, reference, "", result)
     if against is None:
         return result
-    result.against = _score_set(embedder, against, target, "against/", result)
-    for name in PER_CLIP:
-        _score_difference(name, result)
+    result.against = _score_set(embedder, against, reference, "against/", result)
+    for name in result.made:
+        if not pairs:
+            reason = "no clips of the two sets share a prompt and a seed"
+            result.not_computed[f"difference/{name}"] = reason
+            continue
+        score, p = compare(result.made[name], result.against[name], pairs, result.about[name])
+        result.add({f"difference/{name}": score})
+        if isinstance(score, Score):
+            result.p[f"difference/{name}"] = p
+    plain = [pair for pair in pairs if not made.clips.files[pair[0]].calls_concept]
+    found, chances = forgetting(
+        result.made["text_alignment"],
+        result.against["text_alignment"],
+        made.points,
+        against.points,
+        plain,
+    )
+    result.add(found)
+    result.p |= chances
     return result
 
 
-class ClapMetric:
-    """`score_sets` as a `Metric`.
-
-    Args:
-        embedder: what hears and reads.
-    """
-
-    def __init__(self, embedder: ClapEmbedder) -> None:
-        self.embedder = embedder
-
-    def __call__(self, made: Sequence[Clip], reference: Sequence[Clip]) -> dict[str, Score]:
-        """Every score that can be computed, by name."""
-        return score_sets(self.embedder, made, reference).scores
-
-
 def _score_set(
-    embedder: ClapEmbedder,
-    clips: Iterable[Clip],
-    reference: Sequence[Tensor],
+    embedder: Embedder,
+    made: HeardSet,
+    reference: HeardSet | Statistics,
     prefix: str,
     result: Evaluation,
-) -> dict[str, Tensor]:
+) -> dict[str, Array]:
     """Add the scores of one set to ``result``; return its values per clip."""
-    captions: list[str] = []
-
-    def noted() -> Iterator[Clip]:
-        for clip in clips:
-            captions.append(clip.caption)
-            yield clip
-
-    made = embedder.audio(noted())
-    if not made:
-        raise InputError("there are no clips to score; give at least one")
-    spoken = [i for i, caption in enumerate(captions) if caption]
-    texts = embedder.text([captions[i] for i in spoken])
-    answers = [made[i] for i in spoken]
-
-    def text_score() -> Score:
-        if not spoken:
-            raise InputError("no prompt is known of any clip")
-        return text_alignment_score(texts, answers)
-
-    measures: dict[str, Callable[[], Score]] = {
-        "audio_alignment": lambda: audio_alignment_score(made, reference),
-        "text_alignment": text_score,
-        "frechet_distance": lambda: frechet_score(made, reference),
-        "self_similarity": lambda: self_similarity(made),
-    }
-    for name, measure in measures.items():
-        try:
-            result.scores[prefix + name] = measure()
-        except InputError as error:
-            result.not_computed[prefix + name] = str(error)
-    followed = torch.full((len(made),), torch.nan)
-    if spoken:
-        followed[spoken] = text_alignment(texts, answers)
-    return {"audio_alignment": audio_alignment(made, reference), "text_alignment": followed}
+    values: dict[str, Array] = {"text_alignment": _text_alignment(embedder, made, prefix, result)}
+    if isinstance(reference, Statistics):
+        result.not_computed[f"{prefix}audio_alignment"] = _NO_CLIPS
+    else:
+        comparable(made.points, reference.points)
+        values["audio_alignment"] = audio_alignment(made.points, reference.points)
+        score = audio_alignment_score(made.points, reference.points)
+        result.add({"audio_alignment": score}, prefix)
+    if "audio_alignment" in values:
+        values["concept_score"] = concept_score(values["audio_alignment"], values["text_alignment"])
+        both = mean_score(values["concept_score"], ABOUT_ALIGNMENT["concept_score"])
+        result.add({"concept_score": both}, prefix)
+    else:
+        result.not_computed[f"{prefix}concept_score"] = _NO_CLIPS
+    for metric in set_metrics():
+        result.add(_set_scores(metric, made.points, reference), prefix)
+    for name, clip_metric in clip_metrics().items():
+        known = clip_values(clip_metric, made.heard.features[name])
+        values |= known
+        for key, column in known.items():
+            result.add({key: mean_score(column, clip_metric.values[key])}, prefix)
+    return values
 
 
-def _score_difference(name: str, result: Evaluation) -> None:
-    """Add the mean of made minus against over pairs, with its interval and p."""
-    key = f"difference/{name}"
-    if not result.pairs:
-        result.not_computed[key] = "no clips of the two sets share a prompt and a seed"
-        return
-    mine, theirs = torch.tensor(result.pairs).unbind(1)
-    differences = (result.made[name][mine] - result.against[name][theirs]).double()
-    differences = differences[~differences.isnan()]
-    if not len(differences):
-        result.not_computed[key] = "no prompt is known of any pair of clips"
-        return
-    values = differences.numpy()
-    result.scores[key] = Score(*mean_interval(values), n=len(values), better="higher")
-    result.p[key] = sign_flip_p(values)
+def _set_scores(metric: SetMetric, made: Features, reference: HeardSet | Statistics) -> Found:
+    try:
+        if isinstance(reference, HeardSet):
+            return metric(made, reference.points)
+        if isinstance(metric, Frechet):
+            return frechet_to_statistics(made, reference)
+        if not metric.needs_reference:
+            return metric(made, made)
+    except InputError as error:
+        return dict.fromkeys(metric.scores, NotComputed(str(error)))
+    return dict.fromkeys(metric.scores, NotComputed(_NO_CLIPS))
+
+
+def _text_alignment(embedder: Embedder, made: HeardSet, prefix: str, result: Evaluation) -> Array:
+    """``(clips,)``, NaN without a text, with the score added."""
+    texts = [file.text for file in made.clips.files]
+    values = np.full(len(texts), np.nan)
+    spoken = [i for i, text in enumerate(texts) if text]
+    if not isinstance(embedder, TextReader):
+        reason = f"embedder {embedder.name} reads no text; a CLAP does"
+    elif not spoken:
+        reason = "no prompt is known of any clip"
+    else:
+        points = embedder.text([texts[i] for i in spoken])
+        answers = made.points.select(spoken)
+        values[spoken] = text_alignment(points, answers)
+        result.add({"text_alignment": text_alignment_score(points, answers)}, prefix)
+        return values
+    result.not_computed[f"{prefix}text_alignment"] = reason
+    return values
+
+
+def clip_values(metric: ClipMetric, heard: Features) -> dict[str, Array]:
+    """Each value per clip, ``(clips,)``: over the blocks of a long one, the mean of those known."""
+    rows = np.full((len(heard), heard.width), np.nan)
+    for index, blocks in enumerate(heard):
+        known = ~np.isnan(blocks)
+        total = np.where(known, blocks, 0).sum(0)
+        count = known.sum(0)
+        rows[index, count > 0] = total[count > 0] / count[count > 0]
+    return {name: rows[:, column] for column, name in enumerate(metric.values)}
+
+
+def mean_score(values: Array, about: About) -> Score | NotComputed:
+    """The mean over clips of which the value is known."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return NotComputed("the value is known of no clip")
+    return Score(*mean_interval(known), n=len(known), better=about.better)

@@ -10,7 +10,7 @@ import torch
 
 from musictune.audio import Clip, write
 from musictune.errors import InputError
-from musictune.metrics.folder import ClipFile, pair, read_made, reference_clips
+from musictune.metrics.folder import ClipFile, pair, read_made
 
 
 def sound(path: Path, seconds: float = 0.5, rate: int = 8000) -> Path:
@@ -110,10 +110,3 @@ def test_each_clip_is_paired_once():
         (0, 0),
         (1, 1),
     ]
-
-
-def test_long_references_come_in_blocks(tmp_path: Path):
-    long = sound(tmp_path / "long.wav", 130.0, 1000)
-    short = sound(tmp_path / "short.wav", 0.5)
-    clips = list(reference_clips([ClipFile(long, "long"), ClipFile(short, "short")]))
-    assert [clip.seconds for clip in clips] == [120.0, 0.5]
