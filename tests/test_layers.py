@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 BOTTOM = {"errors", "files", "console"}
 # Which rooms each room may look into, besides the bottom layer and itself.
 CHAIN = ["audio", "data", "models", "methods", "generation", "training"]
-CHAIN += ["bench", "verbs", "__main__"]
+CHAIN += ["evaluation", "bench", "verbs", "__main__"]
 ALLOWED = {room: set(CHAIN[:i]) | {"kernels"} for i, room in enumerate(CHAIN)}
 ALLOWED |= {
     "audio": {"decoding"},
@@ -28,7 +28,9 @@ ALLOWED |= {
     "console": set(),
 }
 ALLOWED["data"] |= {"metrics.base"}
+ALLOWED["models"] |= {"metrics.base", "metrics.features"}
 ALLOWED["training"] |= {"metrics.base", "compose"}
+ALLOWED["evaluation"] |= {"metrics"}
 ALLOWED["bench"] |= {"metrics", "compose"}
 ALLOWED["verbs"] |= {"metrics", "compose", "web"}
 

@@ -22,9 +22,9 @@ from musictune.errors import InputError
 from musictune.generation import Engine
 from musictune.methods.concept_tokens import ConceptTokens
 from musictune.metrics.alignment import audio_alignment, text_alignment
+from musictune.metrics.diversity import self_similarity
 from musictune.metrics.embedders import ClapEmbedder
 from musictune.metrics.frechet import frechet_score
-from musictune.metrics.similarity import self_similarity
 from musictune.models.musicgen import MusicGen
 
 PER_CLIP = ("audio_alignment", "text_alignment")
@@ -96,7 +96,7 @@ def read_material(
         word,
         folder,
         embedder.audio(held_out),
-        CopyCheck(embedder, list(training), codes, held_out, held_out_codes),
+        CopyCheck(embedder, model.frame_rate, list(training), codes, held_out, held_out_codes),
     )
 
 
