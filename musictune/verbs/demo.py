@@ -47,6 +47,7 @@ def demo(
     from musictune import console
     from musictune.data.concepts import plain
     from musictune.errors import InputError
+    from musictune.evaluation.plan import Plan
     from musictune.files import check_target, publish_folder
     from musictune.generation.folder import read_prompts, write_music
     from musictune.methods import load_adapter
@@ -88,7 +89,8 @@ def demo(
         load_adapter(model, folder / "adapter")
         used = {"path": str(out / "adapter"), "weight": 1.0}
         write_music(model, wanted, folder / "tuned", seconds=seconds, seed=seed, adapters=[used])
-        measure(folder / "tuned", clips, folder / "report", folder / "base")
+        plan = Plan(folder / "tuned", clips, against=folder / "base", base=base)
+        measure(plan, folder / "report")
         for file in (folder / "report").iterdir():
             file.rename(folder / file.name)
         (folder / "report").rmdir()

@@ -2,31 +2,92 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from musictune.metrics.folder import ClipSet
-    from musictune.metrics.suite import Evaluation
+    from musictune.evaluation.plan import Plan
+    from musictune.evaluation.run import Measured
+
+
+class Peer(StrEnum):
+    """Tools whose numbers can be computed as they do."""
+
+    fadtk = "fadtk"
+    kadtk = "kadtk"
+    audiocraft = "audiocraft"
+
+
+class Layout(StrEnum):
+    """Kinds of statistics files."""
+
+    musictune = "musictune"
+    fadtk = "fadtk"
+    stable_audio_metrics = "stable-audio-metrics"
 
 
 def evaluate(
     made: Annotated[Path, typer.Argument(help="Folder of made music, as `generate` writes it.")],
     reference: Annotated[
-        Path, typer.Option(help="The sound to compare with: an audio file, folder or manifest.")
+        Path,
+        typer.Option(
+            help="The sound to compare with: an audio file, folder, manifest, or statistics "
+            "(.npz, or .npz:NAME where the file holds several)."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the report.")],
     against: Annotated[
         Path | None,
         typer.Option(
-            help="A second folder, such as the base's music of the same prompts and seed."
+            help="A second folder, such as the base's music of the same prompts and seeds."
         ),
     ] = None,
+    training: Annotated[
+        Path | None,
+        typer.Option(help="What the model was tuned on, to look for copies: as --reference."),
+    ] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(help="Clips of the same sound not trained on: they say how near is near."),
+    ] = None,
+    fail_on_copying: Annotated[
+        bool, typer.Option("--fail-on-copying", help="Exit with 1 if training clips were copied.")
+    ] = False,
     embedder: Annotated[
         str | None,
-        typer.Option(help="CLAP that listens: a folder or Hugging Face id; bundled if not given."),
+        typer.Option(
+            help="What hears: a CLAP, MERT or EnCodec folder or Hugging Face id, or vggish:FILE; "
+            "the bundled CLAP if not given."
+        ),
+    ] = None,
+    classifier: Annotated[
+        str | None,
+        typer.Option(help="An audio tagger (AST): adds the Kullback-Leibler divergence."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Whose codec tokens to look for copies in; as the manifest says."),
+    ] = None,
+    compat: Annotated[
+        list[Peer] | None,
+        typer.Option(help="Also the numbers of another tool, its quirks included. Repeatable."),
+    ] = None,
+    save_statistics: Annotated[
+        Path | None,
+        typer.Option(help="Also write mean and covariance of the made set, as a .npz file."),
+    ] = None,
+    layout: Annotated[
+        Layout, typer.Option(help="How --save-statistics lays them out.")
+    ] = Layout.musictune,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that listen; chosen if not given.")
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Where what was heard is kept; $MUSICTUNE_CACHE or ~/.cache/musictune."),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the report if it is there.")
@@ -35,110 +96,111 @@ def evaluate(
     """Measure made music: how close to the reference, how true to its prompts, how varied.
 
     Writes report.html (a page to hear, see and compare, which needs no network), metrics.json and
-    clips.csv. Audio alignment and text alignment are cosines of CLAP embeddings, where higher is
-    better; the Fréchet audio distance compares the sets as wholes and self-similarity shows a model
-    that repeats itself, where lower is better. Each value comes with the 95 % interval it can be
-    trusted to, and a value that cannot be computed with the reason.
+    clips.csv. Each value comes with the 95 % interval it can be trusted to, and a value that
+    cannot be computed with the reason. What was heard is kept, so that a second run, or one that
+    was stopped, does not hear it again.
 
-    With --against, clips of equal prompt and seed are compared one by one. Any folder of audio can
-    be measured; without the manifest that `generate` writes there is no text alignment.
+    With --against, clips of equal prompt and seed are compared one by one. With --training, copies
+    of the training clips are looked for. Any folder of audio can be measured; without the manifest
+    that `generate` writes there is no text alignment.
 
     Example: musictune evaluate out/tuned --reference my-recordings --against out/base --out report
+
+    With another tool's numbers: musictune evaluate out/tuned --reference fma_pop.npz:vggish
+    --embedder vggish:vggish.pth --compat fadtk --out report
     """
     from musictune.console import say
+    from musictune.errors import CheckFailed
+    from musictune.evaluation.plan import Plan
 
-    measure(made, reference, out, against, embedder, overwrite)
+    plan = Plan(
+        made, reference, against, training, held_out, embedder, classifier, base,
+        tuple(peer.value for peer in compat or []), workers, cache,
+    )  # fmt: skip
+    measured = measure(plan, out, overwrite, save_statistics, layout)
     say(f"report: {out / 'report.html'}")
+    copying = measured.evaluation.copying
+    if fail_on_copying and copying is not None and copying.alarm:
+        raise CheckFailed(f"copying: {copying.alarm_reason}")
 
 
 def measure(
-    made: Path,
-    reference: Path,
+    plan: Plan,
     out: Path,
-    against: Path | None = None,
-    embedder: str | None = None,
     overwrite: bool = False,
-) -> None:
+    save_statistics: Path | None = None,
+    layout: Layout = Layout.musictune,
+) -> Measured:
     """All that ``evaluate`` does but for naming the report's place."""
-    from dataclasses import replace
-
-    from musictune.console import note, say, track
-    from musictune.data.sources import discover
+    from musictune.console import note, say
+    from musictune.errors import InputError
+    from musictune.evaluation.run import run
     from musictune.files import check_target, publish_folder
-    from musictune.metrics.embedders import ClapEmbedder
-    from musictune.metrics.folder import ClipFile, ClipSet, pair, read_made, reference_clips
     from musictune.metrics.report import write_report
-    from musictune.metrics.suite import score_sets
+    from musictune.metrics.statistics_files import Statistics, write_statistics
 
-    reads = [path for path in (made, reference, against) if path]
-    check_target(out, overwrite=overwrite, inputs=reads)
-    made_name, against_name = _names(made, against)
-    made_set = ClipSet(made_name, read_made(made))
-    known = tuple(ClipFile(source.path, source.name) for source in discover(reference))
-    reference_set = ClipSet(_name(reference), known)
-    against_set, pairs = None, []
-    if against:
-        others = list(read_made(against))
-        pairs = pair(made_set.files, others)
-        for i, j in pairs:
-            # A base that never met the concept kept its trigger; the judge reads the same for both.
-            others[j] = replace(others[j], text=made_set.files[i].text)
-        against_set = ClipSet(against_name, tuple(others))
-
-    listener = ClapEmbedder.load(embedder)
-    evaluation = score_sets(
-        listener,
-        (file.read() for file in track(made_set.files, f"listening to {made_name}")),
-        reference_clips(track(known, "listening to the reference")),
-        (file.read() for file in track(against_set.files, f"listening to {against_name}"))
-        if against_set
-        else None,
-        pairs,
-    )
+    check_target(out, overwrite=overwrite, inputs=plan.reads)
+    if save_statistics and save_statistics.suffix != ".npz":
+        raise InputError(f"statistics {save_statistics} must be named .npz")
+    measured = run(plan)
+    evaluation = measured.evaluation
+    if save_statistics:
+        statistics = Statistics.of(measured.made.points, measured.embedder.name)
+        write_statistics(save_statistics, statistics, layout=layout.value)  # type: ignore[arg-type]
     with publish_folder(out, overwrite=overwrite) as folder:
-        write_report(folder, evaluation, listener, made_set, reference_set, against_set)
-    for line in _table(evaluation, made_set, against_set):
+        write_report(
+            folder,
+            evaluation,
+            measured.embedder,
+            measured.made.clips,
+            measured.reference,
+            measured.against.clips if measured.against else None,
+            measured.facts,
+            measured.training,
+        )
+    for warning in evaluation.warnings:
+        note(f"warning: {warning}")
+    for line in _table(measured):
         say(line)
-    for name, reason in evaluation.not_computed.items():
-        note(f"{name} not computed: {reason}")
+    for reason, names in _reasons(evaluation.not_computed).items():
+        note(f"not computed: {', '.join(names)}: {reason}")
+    if evaluation.copying is not None and evaluation.copying.alarm:
+        note(f"copying: {evaluation.copying.alarm_reason}")
+    return measured
 
 
-def _names(made: Path, against: Path | None) -> tuple[str, str]:
-    """What to call the sets: their folders, unless these have one name."""
-    names = _name(made), _name(against) if against else ""
-    return names if names[0] != names[1] else ("made", "against")
+def _reasons(not_computed: dict[str, str]) -> dict[str, list[str]]:
+    """The names of what is missing, by why; each once, whatever sets it is missing of."""
+    found: dict[str, dict[str, None]] = {}
+    for name, reason in not_computed.items():
+        one = name.removeprefix("against/").removeprefix("difference/")
+        found.setdefault(reason, {})[one] = None
+    return {reason: list(names) for reason, names in found.items()}
 
 
-def _name(path: Path) -> str:
-    resolved = path.resolve()
-    return resolved.name if resolved.is_dir() else resolved.stem
-
-
-def _table(evaluation: Evaluation, made: ClipSet, against: ClipSet | None) -> list[str]:
+def _table(measured: Measured) -> list[str]:
     """One line per score with the value of each set, and the paired difference."""
-    from musictune.metrics.report import MEANINGS
+    from musictune.metrics.report_scores import about, figures, score_names
 
-    header = ["", made.name] + ([against.name, "difference", "p"] if against else []) + ["better"]
-    rows = [header]
-    for name, (title, _) in MEANINGS.items():
-        score = evaluation.scores.get(name)
-        row = [title, _value(evaluation, name)]
+    evaluation, against = measured.evaluation, measured.against
+    header = ["", measured.made.clips.name]
+    header += [against.clips.name, "difference", "p"] if against else []
+    rows = [[*header, "better"]]
+    for name in score_names(evaluation):
+        row = [figures(evaluation, name)]
         if against:
-            p = evaluation.p.get(f"difference/{name}")
-            row += [_value(evaluation, f"against/{name}")]
-            row += [_value(evaluation, f"difference/{name}", sign="+")]
+            row += [figures(evaluation, f"against/{name}")]
+            row += [figures(evaluation, f"difference/{name}", sign="+")]
+        if not any(row):
+            continue
+        if against:
+            p = evaluation.p.get(f"difference/{name}", evaluation.p.get(name))
             row += ["" if p is None else f"{p:.2g}"]
-        rows.append([*row, score.better if score else ""])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+        described = about(evaluation, name)
+        better = described.better if described.better != "neither" else ""
+        rows.append([described.title, *row, better])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-
-
-def _value(evaluation: Evaluation, name: str, sign: str = "") -> str:
-    score = evaluation.scores.get(name)
-    if not score:
-        return "-"
-    interval = "" if score.low != score.low else f" ({score.low:.3f} to {score.high:.3f})"
-    return f"{score.value:{sign}.3f}{interval}"

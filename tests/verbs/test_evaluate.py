@@ -6,13 +6,15 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from musictune.__main__ import main
 from musictune.audio import Clip, write
 from musictune.errors import InputError
 from musictune.metrics.embedders import ClapEmbedder
-from musictune.verbs.evaluate import evaluate
+from musictune.verbs.evaluate import Layout, Peer, evaluate
 
 
 def music(folder: Path, low: float, text: str = "piano", *, listed: bool = True) -> Path:
@@ -51,7 +53,7 @@ def test_tuned_beside_base(tmp_path: Path, clap: str, capsys: pytest.CaptureFixt
     assert "Audio alignment" in shown
     assert "tuned" in shown.splitlines()[0]
     assert "base" in shown.splitlines()[0]
-    assert f"{numbers['scores']['audio_alignment']['value']:.3f}" in shown
+    assert f"{abs(numbers['scores']['audio_alignment']['value']):.3f}" in shown
     assert str(tmp_path / "report" / "report.html") in shown
 
 
@@ -72,7 +74,7 @@ def test_any_folder_of_audio_can_be_measured(
     numbers = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert "text_alignment" not in numbers["scores"]
     assert "no prompt" in numbers["not_computed"]["text_alignment"]
-    assert "text_alignment not computed: no prompt" in capsys.readouterr().err
+    assert "not computed: text_alignment: no prompt" in capsys.readouterr().err
 
 
 def test_bad_input_leaves_no_report(tmp_path: Path, clap: str):
@@ -110,3 +112,121 @@ def test_existing_report_and_inputs_are_kept(tmp_path: Path, clap: str):
         with pytest.raises(InputError, match="would replace"):
             evaluate(made, made, out, embedder=clap, overwrite=True)
     assert len(list(made.iterdir())) == 4
+
+
+def test_statistics_can_be_written_and_be_the_reference(tmp_path: Path, clap: str):
+    made, mine = music(tmp_path / "made", 220), music(tmp_path / "mine", 300)
+    for layout in Layout:
+        file = tmp_path / f"{layout}.npz"
+        evaluate(
+            mine, made, tmp_path / "own", embedder=clap, overwrite=True,
+            save_statistics=file, layout=layout,
+        )  # fmt: skip
+        evaluate(made, file, tmp_path / "report", embedder=clap, overwrite=True)
+        numbers = json.loads((tmp_path / "report" / "metrics.json").read_text())
+        evaluate(made, mine, tmp_path / "whole", embedder=clap, overwrite=True)
+        whole = json.loads((tmp_path / "whole" / "metrics.json").read_text())
+        ours = numbers["scores"]["frechet_distance"]["value"]
+        assert ours == pytest.approx(whole["scores"]["frechet_distance"]["value"], rel=1e-6)
+        assert "statistics" in numbers["not_computed"]["audio_alignment"]
+
+
+def test_statistics_of_another_embedder_or_none_are_refused(tmp_path: Path, clap: str):
+    made = music(tmp_path / "made", 220)
+    out = tmp_path / "report"
+    np.savez(tmp_path / "big.npz", mu_ref=np.zeros(512), sigma_ref=np.eye(512))
+    evaluate(made, tmp_path / "big.npz", out, embedder=clap)
+    reason = json.loads((out / "metrics.json").read_text())["not_computed"]["frechet_distance"]
+    assert "512 dimensions" in reason and "--embedder" in reason
+    (tmp_path / "no.npz").write_text("words")
+    for name in ("no.npz", "missing.npz", "big.npz.npz:vggish"):
+        with pytest.raises(InputError):
+            evaluate(made, tmp_path / name, tmp_path / "other", embedder=clap)
+    assert not (tmp_path / "other").exists()
+
+
+def test_clips_that_cannot_be_scored_well_are_said(
+    tmp_path: Path, clap: str, capsys: pytest.CaptureFixture[str]
+):
+    made = music(tmp_path / "made", 220, listed=False)
+    write(Clip(torch.zeros(1, 8000), 8000), made / "silent.wav")
+    write(Clip(0.1 * torch.rand(1, 1000), 16_000), made / "short.wav")
+    evaluate(made, music(tmp_path / "mine", 300), tmp_path / "report", embedder=clap)
+    shown = capsys.readouterr().err
+    assert "mixes sample rates" in shown
+    assert "1 of 5 made clips are silent" in shown
+    for path in made.iterdir():
+        path.unlink()
+    write(Clip(torch.zeros(1, 8000), 8000), made / "silent.wav")
+    with pytest.raises(InputError, match="all 1 made clips are silent"):
+        evaluate(made, tmp_path / "mine", tmp_path / "none", embedder=clap)
+    assert not (tmp_path / "none").exists()
+
+
+def test_one_clip_is_scored_as_far_as_it_goes(tmp_path: Path, clap: str):
+    made, mine = music(tmp_path / "made", 220, listed=False), music(tmp_path / "mine", 300)
+    for extra in ("001.wav", "002.wav"):
+        (made / extra).unlink()
+    evaluate(made, mine, tmp_path / "report", embedder=clap)
+    numbers = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert numbers["scores"]["audio_alignment"]["low"] is None
+    assert "kernel_distance" in numbers["not_computed"]
+
+
+def test_scores_are_the_same_to_the_bit_for_any_number_of_workers(tmp_path: Path, clap: str):
+    made, mine = music(tmp_path / "made", 220), music(tmp_path / "mine", 300)
+    found = []
+    for index, workers in enumerate((1, 2, 1)):
+        out = tmp_path / f"report{index}"
+        evaluate(made, mine, out, embedder=clap, workers=workers, cache=tmp_path / f"cache{index}")
+        found.append(json.loads((out / "metrics.json").read_text())["scores"])
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_damaged_cache_is_said_and_heard_anew(
+    tmp_path: Path, clap: str, capsys: pytest.CaptureFixture[str]
+):
+    made, mine = music(tmp_path / "made", 220), music(tmp_path / "mine", 300)
+    cache = tmp_path / "cache"
+    evaluate(made, mine, tmp_path / "first", embedder=clap, cache=cache)
+    for entry in cache.rglob("*.rows"):
+        entry.write_bytes(entry.read_bytes()[:-4])
+    capsys.readouterr()
+    evaluate(made, mine, tmp_path / "second", embedder=clap, cache=cache)
+    assert "is damaged; hearing the audio again" in capsys.readouterr().err
+    scores = [
+        json.loads((tmp_path / name / "metrics.json").read_text())["scores"]
+        for name in ("first", "second")
+    ]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("peer", list(Peer))
+def test_the_numbers_of_other_tools_stand_beside_ours(tmp_path: Path, clap: str, peer: Peer):
+    made, mine = music(tmp_path / "made", 220), music(tmp_path / "mine", 300)
+    evaluate(made, mine, tmp_path / "report", embedder=clap, compat=[peer])
+    numbers = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    theirs = [name for name in numbers["scores"] if name.startswith(peer.value)]
+    assert theirs
+    assert all(math.isfinite(numbers["scores"][name]["value"]) for name in theirs)
+
+
+def test_usage_errors_are_one_line_and_exit_with_2(
+    tmp_path: Path, clap: str, capsys: pytest.CaptureFixture[str]
+):
+    made = music(tmp_path / "made", 220)
+    given = ["evaluate", str(made), "--reference", str(made), "--out", str(tmp_path / "report")]
+    for more in (
+        ["--workers", "0"],
+        ["--held-out", str(made)],
+        ["--embedder", "vggish"],
+        ["--save-statistics", "somewhere.txt"],
+        ["--compat", "tfgan"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([*given, *more])
+        assert ended.value.code == 2
+        shown = capsys.readouterr().err.strip()
+        assert shown.startswith("musictune: error: ")
+        assert len(shown.splitlines()) == 1
+        assert not (tmp_path / "report").exists()

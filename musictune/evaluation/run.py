@@ -1,0 +1,93 @@
+"""The whole evaluation: folders in, scores with their sets out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from musictune.evaluation.copies import find_copies
+from musictune.evaluation.extras import agreement, asked_for, kl_divergence, what_if_more
+from musictune.evaluation.peers import peer_scores
+from musictune.evaluation.plan import Plan
+from musictune.evaluation.sets import hear_set, in_pieces, made_sets, reference_set
+from musictune.metrics.checks import check_files, check_heard, check_sound
+from musictune.metrics.embedders import Embedder, load_embedder
+from musictune.metrics.folder import ClipSet
+from musictune.metrics.health import Health
+from musictune.metrics.statistics_files import Statistics
+from musictune.metrics.suite import Evaluation, HeardSet, clip_values, listeners, score_sets
+
+
+@dataclass
+class Measured:
+    """An evaluation with what it was made of.
+
+    Attributes:
+        evaluation: the scores.
+        embedder: what heard.
+        made, reference, against: the sets; the reference has no files where it is statistics.
+        training: the training clips, in the order in which copies name them.
+        facts: more that is needed to make the numbers again.
+    """
+
+    evaluation: Evaluation
+    embedder: Embedder
+    made: HeardSet
+    reference: ClipSet
+    against: HeardSet | None = None
+    training: ClipSet | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def run(plan: Plan) -> Measured:
+    """Measure what a plan says.
+
+    Raises:
+        InputError: a folder, file or model that cannot be used, clips that are all silent, or
+            statistics of another embedder.
+    """
+    made, against, pairs = made_sets(plan)
+    reference = reference_set(plan)
+    known = [made, *([against] if against else [])]
+    sets = known if isinstance(reference, Statistics) else [*known, reference]
+    warnings = [warning for clips in sets for warning in check_files(clips)]
+
+    embedder = load_embedder(plan.embedder)
+    ears = listeners(embedder)
+    heard = hear_set(plan, made, ears)
+    target: HeardSet | Statistics
+    if isinstance(reference, Statistics):
+        target = reference
+    else:
+        target, remarks = in_pieces(hear_set(plan, reference, ears))
+        warnings += remarks
+    other = hear_set(plan, against, ears) if against else None
+    evaluation = score_sets(embedder, heard, target, other, pairs)
+
+    measured = Measured(evaluation, embedder, heard, _files(plan, reference), other)
+    heard_target = target if isinstance(target, HeardSet) else None
+    warnings += check_heard(heard, heard_target, [other] if other else [])
+    warnings += check_sound(evaluation, _health(heard_target))
+    evaluation.warnings = warnings
+    what_if_more(evaluation, heard, target)
+    agreement(evaluation, made, target)
+    asked_for(evaluation, plan, embedder, heard, other)
+    if plan.classifier:
+        measured.facts |= kl_divergence(evaluation, plan, made, target)
+    measured.training = find_copies(evaluation, plan, embedder, made)
+    if plan.compat:
+        peer_scores(evaluation, plan, embedder, made, reference)
+    return measured
+
+
+def _files(plan: Plan, reference: ClipSet | Statistics) -> ClipSet:
+    if isinstance(reference, ClipSet):
+        return reference
+    path, name = plan.statistics or (plan.reference, "")
+    return ClipSet(f"{path.name}:{name}" if name else path.name, ())
+
+
+def _health(reference: HeardSet | None) -> dict[str, Any]:
+    if reference is None:
+        return {}
+    return clip_values(Health(), reference.heard.features[Health.__name__])
