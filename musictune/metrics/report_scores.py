@@ -40,8 +40,8 @@ _HEADINGS = {
 _FAMILIES = {"followed": "music", "agreement": "music", "steered": "steerability"}
 _FAMILIES |= dict.fromkeys(("fadtk", "kadtk", "audiocraft"), "compat")
 _CLAIMS = {
-    "audio_alignment": ("sounds {} the reference {}", "closer to", "less like", "as near"),
-    "text_alignment": ("follows its prompts {} {}", "better", "less well", "as well"),
+    "audio_alignment": ("sounds {} the reference than {}", "closer to", "less like"),
+    "text_alignment": ("follows its prompts {} than {}", "better", "less well"),
 }
 
 
@@ -220,18 +220,17 @@ def without_change(evaluation: Evaluation) -> list[str]:
 def headline(evaluation: Evaluation, made: str, against: str) -> list[tuple[str, str]]:
     """What the paired differences say: a sentence and its figures; nothing without pairs."""
     found = []
-    for name, (frame, better, worse, same) in _CLAIMS.items():
+    for name, (frame, better, worse) in _CLAIMS.items():
         score = evaluation.scores.get(DIFFERENCE + name)
         if not score:
             continue
-        if score.low > 0 or score.high < 0:
-            claim = frame.format(better if score.low > 0 else worse, f"than {against}")
-        else:
-            claim = frame.format(f"about {same}", f"as {against}")
+        claim = f"{made} {frame.format(better if score.value > 0 else worse, against)}."
+        if not _told_apart(evaluation, name):
+            claim = f"Whether {made} {frame.format(better, against)} is not clear."
         pairs = "pair" if score.n == 1 else "pairs"
         found.append(
             (
-                f"{made} {claim}.",
+                claim,
                 f"{about(evaluation, name).title} {number(score.value, '+')} {interval(score)} "
                 f"over {score.n} {pairs} of one prompt and seed"
                 f"{_chance(evaluation, DIFFERENCE + name)}",
@@ -295,9 +294,16 @@ def _group(evaluation: Evaluation, name: str) -> str:
 
 def _verdict(evaluation: Evaluation, name: str) -> str:
     score = evaluation.scores[DIFFERENCE + name]
-    if not (score.low > 0 or score.high < 0):
+    if not _told_apart(evaluation, name):
         return "unclear"
     return "better" if (score.value > 0) == (score.better == "higher") else "worse"
+
+
+def _told_apart(evaluation: Evaluation, name: str) -> bool:
+    """Whether both the interval and the permutation say that a difference is more than chance."""
+    score = evaluation.scores[DIFFERENCE + name]
+    p = evaluation.p.get(DIFFERENCE + name, 0.0)
+    return (score.low > 0 or score.high < 0) and not p > 0.05
 
 
 def _span(

@@ -129,7 +129,7 @@ def paired() -> Evaluation:
     }
     return Evaluation(
         scores=scores,
-        p={"difference/audio_alignment": 0.25, "difference/text_alignment": 1.0},
+        p={"difference/audio_alignment": 0.025, "difference/text_alignment": 1.0},
         not_computed={"recall": "five reference rows are needed, there are 3"},
         about={
             "recall": About("Recall", "Variety.", "higher"),
@@ -163,7 +163,7 @@ def test_metrics_json_follows_the_schema(report: Path):
     }  # fmt: skip
     assert numbers["scores"]["kernel_distance"]["note"] == "bandwidth 0.731"
     assert numbers["scores"]["clipping"]["low"] is None
-    assert numbers["scores"]["difference/audio_alignment"]["p"] == 0.25
+    assert numbers["scores"]["difference/audio_alignment"]["p"] == 0.025
     assert numbers["not_computed"] == {"recall": "five reference rows are needed, there are 3"}
     assert numbers["warnings"] == ["tuned holds 2 files twice"]
     facts = numbers["made_with"]
@@ -224,7 +224,7 @@ def test_page_plays_and_shows_both_sets_beside_the_reference(report: Path):
     page = Page.of(report)
     # References, three pairs, and the worst clip by influence and by text.
     assert page.tags.count("audio") == 2 + 3 * 2 + 2
-    for expected in ("tuned", "base", "higher is better", "lower is better", "seed 1", "p = 0.25"):
+    for expected in ("tuned", "base", "higher is better", "lower is better", "seed 1", "p = 0.025"):
         assert expected in page.text
 
 
@@ -235,7 +235,7 @@ def test_warnings_come_before_any_score(report: Path):
 
 def test_what_changed_is_told_with_its_direction(report: Path):
     text = Page.of(report).text
-    assert "Audio alignment: better, +0.200 (0.100 to 0.300), p = 0.25" in text
+    assert "Audio alignment: better, +0.200 (0.100 to 0.300), p = 0.025" in text
     assert "Clipping: better, −0.020 (−0.030 to −0.010)" in text
     assert "Text alignment: unclear, +0.000 (−0.100 to 0.100), p = 1" in text
     assert "Loudness: " not in text  # of which neither end is better
