@@ -28,7 +28,7 @@ from musictune.generation.sampling import Sampling
 from musictune.metrics.base import Score
 from musictune.metrics.embedders import ClapEmbedder
 from musictune.metrics.frechet import frechet_score
-from musictune.metrics.intervals import mean_interval
+from musictune.metrics.intervals import mean_interval, wilson_interval
 from musictune.models.judge import Judge
 from musictune.models.loading import load_model
 from musictune.models.musicgen import MusicGen
@@ -107,16 +107,6 @@ def measure_language(
     ]
 
 
-def wilson(right: float, count: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927); NaN without a count."""
-    if count < 1:
-        return math.nan, math.nan
-    z, share = 1.959964, right / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2)) / (1 + z * z / count)
-    return max(middle - half, 0.0), min(middle + half, 1.0)
-
-
 def _generate(
     model: MusicGen, prompts: Sequence[Prompt], seconds: float, batch: int, sampling: Sampling
 ) -> Iterator[Clip]:
@@ -171,7 +161,7 @@ def _row(
         return np.array([measure.score(heard.hearings[i], prompts[i]) for i in asked])
 
     ours = scores(made)
-    low, high = wilson(ours.sum(), len(ours))
+    low, high = wilson_interval(float(ours.mean()), len(ours))
     if not set(ours.tolist()) <= {0.0, 1.0}:
         _, low, high = mean_interval(ours)
     ceiling = float(scores(trips).mean())

@@ -57,9 +57,13 @@ def audio_alignment(made: Clips, reference: Clips) -> Array:
 
 
 def audio_alignment_score(made: Clips, reference: Clips) -> Score:
-    """Mean cosine over all pairs of a reference row and a made row."""
+    """Mean cosine over all pairs of a reference row and a made row.
+
+    Its interval is over made clips: chance in the choice of the reference is not in it.
+    """
     made = Features.of(made)
-    return _cosine_score(audio_alignment(made, reference), made.lengths)
+    values = audio_alignment(made, reference)
+    return _cosine_score(values, made.lengths, "interval over made clips, reference held")
 
 
 def text_alignment(texts: Tensor | Array, made: Clips) -> Array:
@@ -123,11 +127,11 @@ class TextAlignment:
         return torch.from_numpy(values).float()
 
 
-def _cosine_score(values: Array, weights: Array | None = None) -> Score:
+def _cosine_score(values: Array, weights: Array | None = None, note: str = "") -> Score:
     value, low, high = mean_interval(values, weights)
-    # Reflecting the draws may lead beyond what a cosine can be.
+    # An interval is as wide below as above, also where a cosine cannot be.
     low, high = (float(np.clip(end, -1, 1)) for end in (low, high))
-    return Score(value, low, high, n=len(values), better="higher")
+    return Score(value, low, high, n=len(values), better="higher", note=note)
 
 
 def _unit(rows: Array) -> Array:

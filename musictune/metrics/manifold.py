@@ -24,6 +24,7 @@ from musictune.metrics.intervals import NONE, mean_interval
 Array = np.ndarray
 
 NEIGHBOURS = 5
+_FEW = 10  # times the neighbours: fewer clips than that make balls that are too wide
 _MOST = 10_000  # rows of a set that are compared
 _BLOCK = 1_024
 _TIE = 1 + 1e-9  # a row on the rim of a ball lies in it, whichever way rounding went
@@ -75,12 +76,14 @@ class ManifoldScores(SetMetric):
     scores: ClassVar[Mapping[str, About]] = {
         "precision": About(
             "Precision",
-            "The share of what was made that lies where the reference lies: fidelity.",
+            "The share of what was made that lies where the reference lies: fidelity; it falls as "
+            "clips get more, so compare it at equal numbers.",
             "higher",
         ),
         "recall": About(
             "Recall",
-            "The share of the reference that lies where the made set lies: variety.",
+            "The share of the reference that lies where the made set lies: variety; it falls as "
+            "clips get more, so compare it at equal numbers.",
             "higher",
         ),
         "density": About(
@@ -113,18 +116,31 @@ class ManifoldScores(SetMetric):
             sampled_note(len(mine.points), len(made.points), "made rows"),
             sampled_note(len(theirs.points), len(reference.points), "reference rows"),
         ]
-        over_made = "; ".join(filter(None, ["interval over made clips, reference held", *notes]))
-        over_reference = "; ".join(
-            filter(None, ["interval over reference clips, made clips held", *notes])
-        )
+        by_made = "interval over reference clips, made clips held"
+        by_reference = "interval over made clips, reference held"
+        wide, wide_of_made = _wide(theirs, "reference"), _wide(mine, "made")
+
+        def score(interval: tuple[float, float, float], over: Features, *said: str) -> Score:
+            return Score(*interval, len(over), "higher", "; ".join(filter(None, [*said, *notes])))
+
         return {
-            "precision": Score(*_share(found.precise, mine), len(mine), "higher", over_made),
-            "recall": Score(*_share(found.recalled, theirs), len(theirs), "higher", over_reference),
-            "density": Score(*_mean(found.dense, mine), len(mine), "higher", over_made),
-            "coverage": Score(
-                *_share(found.covered, theirs, found.gained), len(theirs), "higher", over_reference
-            ),
+            "precision": score(_share(found.precise, mine), mine, by_reference, wide),
+            "recall": score(_share(found.recalled, theirs), theirs, by_made, wide_of_made),
+            "density": score(_mean(found.dense, mine), mine, by_reference, wide),
+            "coverage": score(_share(found.covered, theirs, found.gained), theirs, by_made, wide),
         }
+
+
+def _wide(features: Features, what: str) -> str:
+    """A warning where few clips make balls that hold nearly anything.
+
+    In draws from 7,000 real clips, half a set in kind like the other, precision fell from 0.97 at
+    8 clips to 0.87 at 24, 0.61 at 100 and 0.44 at 300, and recall from 0.90 to 0.45, 0.24, 0.23.
+    """
+    clips = len(features)
+    if clips >= _FEW * NEIGHBOURS:
+        return ""
+    return f"unreliable: the balls of {clips} {what} clips are so wide that they hold other music"
 
 
 def _compare(made: Features, reference: Features, neighbours: int) -> Manifold:
@@ -206,7 +222,7 @@ def _share(
 
     Wilson's (1927) with the effective number of rows (Kish 1965), for which the variance is the
     jackknife's: unlike resampling it does not shrink to nothing where all rows agree, in which
-    case each clip counts once.
+    case each clip counts once at most.
 
     Args:
         rows: ``(rows,)`` of booleans.
@@ -219,7 +235,10 @@ def _share(
     without = held.sum() - held + (0 if gained is None else gained)
     shares = without / (len(rows) - features.lengths)
     variance = (clips - 1) * float(np.square(shares - shares.mean()).mean())
-    count = share * (1 - share) / variance if variance > 1e-12 else float(clips)
+    # A share of 0 or 1 has no spread of its own, though leaving out a clip may change it.
+    likely = share if 0 < share < 1 else (share * clips + 2) / (clips + 4)
+    count = likely * (1 - likely) / variance if variance > 1e-12 else float(clips)
+    count = count if share == likely else min(count, float(clips))
     spread = _NORMAL**2 / count
     middle = (share + spread / 2) / (1 + spread)
     half = math.sqrt(spread * share * (1 - share) + spread**2 / 4) / (1 + spread)

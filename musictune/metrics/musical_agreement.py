@@ -7,14 +7,14 @@ the same ears: a perfect copy has 1 everywhere, whatever the ears get wrong.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from musictune.audio import Clip
 from musictune.metrics.base import About, NotComputed, Score
-from musictune.metrics.intervals import clustered_interval
+from musictune.metrics.intervals import share_interval
 from musictune.metrics.musical import (
     NO_KEY,
     RATE,
@@ -228,32 +228,6 @@ def chroma_score(reference: Array, heard: Array) -> float:
     units = [s / np.where(length > 0, length, 1) for s, length in zip((a, b), lengths, strict=True)]
     cosines = (units[0] * units[1]).sum(0)
     return float(np.clip(cosines[(lengths[0] > 0) | (lengths[1] > 0)], 0, 1).mean())
-
-
-def share_interval(values: Array, clusters: Sequence[str]) -> tuple[float, float, float]:
-    """Mean over clusters of values from 0 to 1, and its 95 % interval over clusters, within 0 to 1.
-
-    Where all values are 0 or 1 it is Wilson's (1927) with the clusters as its count: drawing anew
-    from sixteen successes gives sixteen successes, which would look like certainty.
-
-    Args:
-        values: ``(values,)``.
-        clusters: what each value belongs to; with fewer than two there is no interval.
-    """
-    count = len(set(clusters))
-    if not set(values.tolist()) <= {0.0, 1.0} or count < 2:
-        value, low, high = clustered_interval(values, clusters)
-        return value, float(np.maximum(low, 0)), float(np.minimum(high, 1))
-    names = np.asarray(clusters)
-    value = float(np.mean([values[names == name].mean() for name in dict.fromkeys(clusters)]))
-    z2 = 1.959964**2
-    middle = (value + z2 / (2 * count)) / (1 + z2 / count)
-    spread = z2 * (value * (1 - value) / count + z2 / (4 * count**2))
-    half = math.sqrt(spread) / (1 + z2 / count)
-    # At the ends rounding would leave an interval that misses its own value by a hair.
-    low = 0.0 if value == 0 else max(middle - half, 0.0)
-    high = 1.0 if value == 1 else min(middle + half, 1.0)
-    return value, low, high
 
 
 def _agreement(made: _Content, reference: _Content) -> dict[str, float]:

@@ -17,8 +17,9 @@ from musictune.audio import Clip
 from musictune.errors import InputError
 from musictune.metrics.base import About, NotComputed, Score
 from musictune.metrics.features import Features
+from musictune.metrics.intervals import share_interval
 from musictune.metrics.musical import KEYS, Heard, MusicalListener, key_of, tempo_fits, tempo_of
-from musictune.metrics.musical_agreement import key_score, share_interval
+from musictune.metrics.musical_agreement import key_score
 
 Array = np.ndarray
 T = TypeVar("T")

@@ -21,9 +21,9 @@ import numpy as np
 from musictune.errors import InputError
 from musictune.metrics.base import About, NotComputed, Score
 from musictune.metrics.features import Features
-from musictune.metrics.intervals import clustered_interval, sign_flip_p
+from musictune.metrics.intervals import clustered_interval, share_interval, sign_flip_p
 from musictune.metrics.musical import NO_KEY, TOLERANCE, Heard, octave_distance
-from musictune.metrics.musical_agreement import key_score, share_interval
+from musictune.metrics.musical_agreement import key_score
 from musictune.metrics.musical_asked import Asked, asked
 
 Array = np.ndarray

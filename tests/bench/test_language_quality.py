@@ -11,7 +11,7 @@ import torch
 
 from musictune.audio import Clip
 from musictune.bench.hearing import key_of, tempo_fits, tempo_of
-from musictune.bench.language_quality import PEER, measure_language, wilson
+from musictune.bench.language_quality import PEER, measure_language
 from musictune.bench.prompts import Prompt, write_prompts
 from musictune.bench.rows import Row, judged
 from musictune.compose.instruments import FAMILIES
@@ -142,13 +142,6 @@ def test_prompts_say_what_is_true_and_only_that(prompts: list[Prompt]) -> None:
 def test_prompts_are_the_same_each_time_and_others_for_other_seeds() -> None:
     assert write_prompts(12) == write_prompts(12)
     assert [p.text for p in write_prompts(12)] != [p.text for p in write_prompts(12, seed=1)]
-
-
-def test_the_interval_of_a_share() -> None:
-    low, high = wilson(8, 10)
-    assert (low, high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
-    assert wilson(0, 5)[0] == 0 and wilson(5, 5)[1] == 1
-    assert all(math.isnan(end) for end in wilson(0, 0))
 
 
 @pytest.fixture(scope="module")

@@ -240,6 +240,20 @@ def test_bad_input_is_refused():
     assert math.isfinite(kernel_distance(good, draw(1, [2] * 5), 1e-30).value)
 
 
+def test_a_reference_all_alike_is_out_of_reach_and_said_to_be():
+    """Its own bandwidth tells nothing of music elsewhere: near and far score the same."""
+    rng = np.random.default_rng(0)
+    reference = Features(rng.standard_normal((20, 8)) * 0.01, np.full(10, 2))
+    near, far = (Features(rng.standard_normal((8, 8)) + at, np.ones(8, int)) for at in (1, 9))
+    for made in (near, far):
+        assert kernel_distance(made, reference).across < 1e-6
+        score = KernelDistance()(made, reference)["kernel_distance"]
+        assert isinstance(score, Score) and "out of reach" in score.note
+    assert kernel_distance(near, far, bandwidth=5.0).across == pytest.approx(
+        np.mean([np.exp(-((a - b) @ (a - b)) / 50) for a in near.points for b in far.points])
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("clips", "rows", "alike"), [(500, 1, 0.0), (100, 10, 0.8)])
 def test_the_interval_holds_the_truth(clips: int, rows: int, alike: float):

@@ -134,6 +134,30 @@ def test_coverage_counts_what_is_gained_where_a_clip_is_left_out():
         assert anew == found.covered[owners != clip].sum() + found.gained[clip]
 
 
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), clips=st.integers(6, 14), shift=st.floats(0, 4))
+def test_a_set_that_covers_nothing_or_all_still_has_an_interval(
+    seed: int, clips: int, shift: float
+):
+    """Leaving out a reference clip may cover others, while as they are none is covered."""
+    made, reference = draw(seed, [1] * 8, shift=shift), draw(seed + 1, [1] * clips)
+    for score in ManifoldScores()(made, reference).values():
+        assert isinstance(score, Score)
+        assert 0 <= score.low <= score.value <= score.high
+        assert score.high > score.low or score.value > 1 or "balls" in score.note
+
+
+def test_few_clips_are_said_to_make_wide_balls():
+    few, many = draw(0, [1] * 12), draw(1, [1] * 60)
+    by_few, by_many = ManifoldScores()(many, few), ManifoldScores()(few, many)
+    for name, score in by_few.items():
+        assert isinstance(score, Score)
+        assert ("12 reference clips are so wide" in score.note) == (name != "recall")
+    for name, score in by_many.items():
+        assert isinstance(score, Score)
+        assert ("12 made clips are so wide" in score.note) == (name == "recall")
+
+
 def test_thinned_sets_say_so(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "_MOST", 60)
     made, reference = draw(0, [4] * 30), draw(1, [1] * 50)

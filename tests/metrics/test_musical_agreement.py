@@ -25,7 +25,6 @@ from musictune.metrics.musical_agreement import (
     musical_agreement,
     musical_scores,
     onset_score,
-    share_interval,
     tempo_score,
 )
 
@@ -193,20 +192,6 @@ def test_chroma_score_is_a_share_that_level_does_not_change(chroma: np.ndarray, 
     assert chroma_score(other, chroma) == pytest.approx(score)
     assert chroma_score(chroma, other * gain) == pytest.approx(score, abs=1e-6)
     assert chroma_score(chroma, chroma) == pytest.approx(1)
-
-
-def test_the_interval_of_a_share():
-    """Wilson's, for 8 of 10: 0.4902 to 0.9433."""
-    values = np.array([1.0] * 8 + [0.0] * 2)
-    value, low, high = share_interval(values, [str(i) for i in range(10)])
-    assert (value, low, high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
-    # Ten copies of each in ten clusters are no more evidence.
-    assert share_interval(np.repeat(values, 10), [str(i // 10) for i in range(100)]) == (
-        pytest.approx((value, low, high))
-    )
-    graded = share_interval(np.array([0.9, 1.0, 0.95]), ["a", "b", "c"])
-    assert graded[1] < graded[0] < graded[2] <= 1
-    assert all(math.isnan(end) for end in share_interval(np.ones(3), ["a"] * 3)[1:])
 
 
 DATA = os.environ.get("MUSICTUNE_MIR_EVAL_DATA", "")
