@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from musictune.errors import InputError
 from musictune.evaluation.plan import Plan
 from musictune.evaluation.sets import hear_set
-from musictune.metrics.base import NotComputed
+from musictune.metrics.base import About, NotComputed
 from musictune.metrics.classifier import AstClassifier
-from musictune.metrics.embedders import Embedder, TextReader
+from musictune.metrics.embedders import ClapEmbedder, Embedder, TextReader
 from musictune.metrics.folder import ClipFile, ClipSet
 from musictune.metrics.frechet_bias import distance_by_size
-from musictune.metrics.frechet_influence import clip_influence
+from musictune.metrics.frechet_influence import clip_distances, clip_influence
 from musictune.metrics.kl import ABOUT as KL
 from musictune.metrics.kl import kl_scores
 from musictune.metrics.musical import MusicalListener
@@ -28,11 +30,64 @@ from musictune.metrics.steerability import (
 )
 from musictune.metrics.suite import Evaluation, HeardSet
 
+ALONE = {
+    "frechet_to_reference": About(
+        "Fréchet distance of the clip alone",
+        "From the reference, by the clip's own embeddings; large for a clip unlike it.",
+        "lower",
+    )
+}
+"""What `distance_of_clips` gives, by name."""
+
 _MUSICAL = "musical"
 _NOTHING_STEERED = NotComputed(
     "no two clips share a seed and have prompts that differ in one fact; make some with "
     "musictune generate --prompts configs/steering.txt --count 4"
 )
+
+
+def text_warnings(embedder: Embedder, made: ClipSet) -> list[str]:
+    """Which prompts a CLAP cannot read as they were meant."""
+    if not isinstance(embedder, ClapEmbedder):
+        return []
+    texts = {file.text for file in made.files}
+    warnings = []
+    long = [text for text in texts if embedder.tokens(text) > embedder.most_tokens]
+    if long:
+        warnings.append(
+            f"{len(long)} of {len(texts)} prompts are longer than the {embedder.most_tokens} "
+            f"tokens that embedder {embedder.name} reads: text alignment leaves out their ends"
+        )
+    foreign = [text for text in texts if _foreign(text)]
+    if foreign:
+        warnings.append(
+            f"{len(foreign)} of {len(texts)} prompts are not in Latin letters: CLAP learnt from "
+            f"English captions, so their text alignment says little"
+        )
+    return warnings
+
+
+def distance_of_clips(
+    evaluation: Evaluation,
+    made: HeardSet,
+    reference: HeardSet | Statistics,
+    against: HeardSet | None = None,
+) -> None:
+    """The Fréchet distance of each clip alone, as a value per clip.
+
+    Nothing is added where the reference, or every clip, has fewer than the two embeddings that a
+    covariance needs.
+    """
+    target = reference.gaussian if isinstance(reference, Statistics) else reference.points
+    sets = [(made, evaluation.made)] + ([(against, evaluation.against)] if against else [])
+    for one, values in sets:
+        try:
+            distances = clip_distances(one.points, target)
+        except InputError:
+            return  # the reference is too short: the reason stands beside the distance of the set
+        if not np.isnan(distances).all():
+            evaluation.about |= ALONE
+            values |= dict.fromkeys(ALONE, distances)
 
 
 def what_if_more(evaluation: Evaluation, made: HeardSet, reference: HeardSet | Statistics) -> None:
@@ -90,7 +145,11 @@ def asked_for(
 
 
 def kl_divergence(
-    evaluation: Evaluation, plan: Plan, made: ClipSet, reference: HeardSet | Statistics
+    evaluation: Evaluation,
+    plan: Plan,
+    classifier: AstClassifier,
+    made: ClipSet,
+    reference: HeardSet | Statistics,
 ) -> dict[str, Any]:
     """How unlike what a tagger hears is in both sets, both ways round."""
     evaluation.about |= KL
@@ -98,7 +157,6 @@ def kl_divergence(
         reason = NotComputed("the reference is statistics, which hold no clips")
         evaluation.add(dict.fromkeys(KL, reason))
         return {}
-    classifier = AstClassifier.load(plan.classifier)
     ours, theirs = (
         hear_set(plan, clips, {"classifier": classifier}).heard.features["classifier"]
         for clips in (made, reference.clips)
@@ -112,6 +170,12 @@ def same_names(made: ClipSet, reference: ClipSet) -> list[tuple[int, int]]:
     known = {_stem(file): index for index, file in enumerate(reference.files)}
     names = [known.get(_stem(file)) for file in made.files]
     return [(i, j) for i, j in enumerate(names) if j is not None]
+
+
+def _foreign(text: str) -> bool:
+    """Whether most letters are of another alphabet than English has."""
+    letters = [letter for letter in text if letter.isalpha()]
+    return sum(letter.isascii() for letter in letters) < len(letters) / 2
 
 
 def _stem(file: ClipFile) -> str:

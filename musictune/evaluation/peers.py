@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
+
+import numpy as np
 
 from musictune.errors import InputError
 from musictune.evaluation.extras import same_names
@@ -14,7 +17,6 @@ from musictune.metrics.compat import audiocraft, fadtk, kadtk
 from musictune.metrics.embedders import ClapEmbedder, Embedder
 from musictune.metrics.features import Features
 from musictune.metrics.folder import ClipSet
-from musictune.metrics.frechet import frechet_distance
 from musictune.metrics.intervals import NONE
 from musictune.metrics.statistics_files import Statistics
 from musictune.metrics.suite import EMBEDDER, Evaluation
@@ -22,7 +24,11 @@ from musictune.metrics.suite import EMBEDDER, Evaluation
 Found = dict[str, Score | NotComputed]
 
 _NO_CLIPS = NotComputed("the reference is statistics, which hold no clips")
-_KAD = "kadtk_kernel_distance"
+_NOT_FADTK = NotComputed(
+    "the reference is statistics of our own points; give clips, or statistics of fadtk "
+    "(--layout fadtk writes such)"
+)
+_FAD, _KAD = "fadtk_frechet_distance", "kadtk_kernel_distance"
 
 ABOUT = {
     "fadtk": fadtk.ABOUT,
@@ -42,14 +48,15 @@ def peer_scores(
     evaluation: Evaluation,
     plan: Plan,
     embedder: Embedder,
+    classifier: AstClassifier | None,
     made: ClipSet,
     reference: ClipSet | Statistics,
 ) -> None:
     """Add the scores of each peer that the plan names; a peer that cannot hear so says why."""
     peers: dict[str, Callable[..., Found]] = {
-        "fadtk": _fadtk,
+        "fadtk": functools.partial(_fadtk, evaluation),
         "kadtk": _kadtk,
-        "audiocraft": _audiocraft,
+        "audiocraft": functools.partial(_audiocraft, classifier),
     }
     for peer in plan.compat:
         evaluation.about |= ABOUT[peer]
@@ -59,17 +66,59 @@ def peer_scores(
             evaluation.add(dict.fromkeys(ABOUT[peer], NotComputed(str(error))))
 
 
-def _fadtk(plan: Plan, embedder: Embedder, made: ClipSet, reference: ClipSet | Statistics) -> Found:
+def check_statistics(statistics: Statistics, embedder: Embedder) -> list[str]:
+    """Look at a reference's statistics before an hour of listening is lost on them.
+
+    Returns:
+        warnings: what to know of our distances where they are fadtk's.
+
+    Raises:
+        InputError: they are of another embedder, as far as that can be told.
+    """
+    statistics.check_heard_by(embedder.dim, embedder.key)
+    if statistics.layout != "fadtk":
+        return []
+    fadtk.check_fadtk_name(statistics.name, embedder)
+    unlike = fadtk.unlike_fadtk(embedder)
+    if not unlike:
+        return []
+    return [
+        f"statistics {statistics.name} are laid out as fadtk's, which are of {unlike}: only the "
+        f"distance of --compat fadtk compares like with like"
+    ]
+
+
+def fadtk_statistics(plan: Plan, embedder: Embedder, made: ClipSet) -> Statistics:
+    """Of the made set as fadtk hears and names it, so that fadtk can read and compare them.
+
+    Raises:
+        InputError: an embedder that fadtk has not, or fewer than two points.
+    """
+    heard = _hear(plan, made, fadtk.FadtkListener(embedder))
+    name = fadtk.fadtk_name(embedder)
+    return Statistics(fadtk.fadtk_gaussian(heard), name, heard.key, "fadtk")
+
+
+def _fadtk(
+    evaluation: Evaluation,
+    plan: Plan,
+    embedder: Embedder,
+    made: ClipSet,
+    reference: ClipSet | Statistics,
+) -> Found:
     listener = fadtk.FadtkListener(embedder)
+    if isinstance(reference, Statistics) and reference.layout == "musictune":
+        return {_FAD: _NOT_FADTK}
     ours = _hear(plan, made, listener)
-    name = "fadtk_frechet_distance"
-    if isinstance(reference, ClipSet):
-        return {name: fadtk.fadtk_score(ours, _hear(plan, reference, listener))}
-    mu, cov = fadtk.fadtk_moments(ours)
-    if len(mu) != reference.gaussian.dim:
-        reference.check_fits(ours)
-    value = frechet_distance(mu, cov, reference.gaussian.mu, reference.gaussian.cov)
-    return {name: Score(value, *NONE, n=len(ours), better="lower")}
+    target = (
+        reference.gaussian
+        if isinstance(reference, Statistics)
+        else _hear(plan, reference, listener)
+    )
+    alone = fadtk.fadtk_clip_distances(ours, target)
+    if not np.isnan(alone).all():
+        evaluation.made[_FAD] = alone
+    return {_FAD: fadtk.fadtk_score(ours, target)}
 
 
 def _kadtk(plan: Plan, embedder: Embedder, made: ClipSet, reference: ClipSet | Statistics) -> Found:
@@ -82,7 +131,11 @@ def _kadtk(plan: Plan, embedder: Embedder, made: ClipSet, reference: ClipSet | S
 
 
 def _audiocraft(
-    plan: Plan, embedder: Embedder, made: ClipSet, reference: ClipSet | Statistics
+    classifier: AstClassifier | None,
+    plan: Plan,
+    embedder: Embedder,
+    made: ClipSet,
+    reference: ClipSet | Statistics,
 ) -> Found:
     text, chroma, *divergences = audiocraft.ABOUT
     found: Found = dict.fromkeys([chroma, *divergences], _NO_CLIPS)
@@ -98,9 +151,8 @@ def _audiocraft(
     sets = made, reference
     ours, theirs = _each(plan, sets, audiocraft.ChromaListener())
     found[chroma] = audiocraft.chroma_cosine(ours, theirs, pairs)
-    if not plan.classifier:
+    if not classifier:
         return found | dict.fromkeys(divergences, NotComputed("it needs --classifier"))
-    classifier = AstClassifier.load(plan.classifier)
     ours, theirs = _each(plan, sets, audiocraft.SegmentListener(classifier))
     return found | audiocraft.kld(ours, theirs, pairs)
 

@@ -134,8 +134,8 @@ class SetMetric(ABC):
 class ClipMetric(Listener):
     """Values of one clip, from its sound alone.
 
-    Every subclass in ``musictune.metrics`` that can be built without arguments is found and run by
-    `evaluate`: its values become columns of ``clips.csv`` and their means scores.
+    Every subclass in ``musictune.metrics`` is found and run by `evaluate`; it is built without
+    arguments. Its values become columns of ``clips.csv`` and their means scores.
 
     Attributes:
         values: what `hear` gives in its one row, in that order, by name as in ``metrics.json``;

@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from musictune.errors import InputError
 from musictune.metrics.embedders.base import Embedder
 from musictune.metrics.embedders.folders import (
     aligned,
     folder_hash,
+    loading,
     model_folder,
-    quiet_transformers,
-    whole,
+    pretrained,
 )
 from musictune.metrics.embedders.selftest import check_embedder
 
@@ -41,6 +40,7 @@ class AstClassifier(Embedder):
     """
 
     model_types = ("audio-spectrogram-transformer",)
+    role = "classifier"
     default = "MIT/ast-finetuned-audioset-10-10-0.4593"
 
     def __init__(self, model: Any, extractor: Any, name: str, hash: str) -> None:
@@ -65,27 +65,16 @@ class AstClassifier(Embedder):
             InputError: it is not there, is no AST classifier, is damaged, or fails its self-test.
         """
         name = str(path_or_id or cls.default)
-        folder = model_folder(name)
+        folder = model_folder(name, role=cls.role)
 
         from transformers import ASTFeatureExtractor, ASTForAudioClassification, AutoConfig
 
-        try:
+        with loading(name, cls.role):
             kind = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
             if kind not in cls.model_types:
                 raise ValueError(f"a {kind} model is no AST; use one such as {cls.default}")
-            with quiet_transformers():
-                model, loaded = ASTForAudioClassification.from_pretrained(
-                    folder,
-                    dtype=torch.float32,
-                    use_safetensors=True,
-                    local_files_only=True,
-                    output_loading_info=True,
-                )
-                extractor = ASTFeatureExtractor.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # transformers raises many kinds
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise InputError(f"classifier {name} cannot be loaded: {reason}") from error
-        whole(loaded, name)
+            model = pretrained(ASTForAudioClassification, folder, name, cls.role)
+            extractor = ASTFeatureExtractor.from_pretrained(folder, local_files_only=True)
         classifier = cls(model, extractor, name=name, hash=folder_hash(folder))
         check_embedder(classifier)
         return classifier

@@ -67,14 +67,26 @@ class Statistics:
         Raises:
             InputError: another width, or another listener.
         """
-        if features.width != self.gaussian.dim:
+        self.check_heard_by(features.width, features.key)
+
+    def check_heard_by(self, width: int, key: str) -> None:
+        """As `check_fits`, for a listener that has not heard anything yet.
+
+        Args:
+            width: of the rows it will give.
+            key: its own; empty if not known.
+
+        Raises:
+            InputError: another width, or another listener.
+        """
+        if width != self.gaussian.dim:
             raise InputError(
                 f"statistics {self.name} have {self.gaussian.dim} dimensions, the made clips "
-                f"{features.width}; choose the embedder they were made with (--embedder)"
+                f"{width}; choose the embedder they were made with (--embedder)"
             )
-        if self.key and features.key and self.key != features.key:
+        if self.key and key and self.key != key:
             raise InputError(
-                f"statistics {self.name} are of {self.key}, the made clips of {features.key}; "
+                f"statistics {self.name} are of {self.key}, the made clips of {key}; "
                 f"choose the embedder they were made with (--embedder), or make them anew"
             )
 

@@ -64,6 +64,7 @@ def test_useless_folders_are_refused_in_one_line(classifier: AstClassifier, tmp_
     for folder, words in wrong.items():
         with pytest.raises(InputError, match=words) as caught:
             AstClassifier.load(tmp_path / folder)
+        assert str(caught.value).startswith("classifier ")
         assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="unknown"):
+    with pytest.raises(InputError, match="unknown classifier"):
         AstClassifier.load(tmp_path / "nothing")

@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import io
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -25,7 +27,8 @@ from musictune.metrics.embedders.encodec import EncodecEmbedder
 from musictune.metrics.embedders.mert import MertEmbedder
 from musictune.metrics.embedders.vggish import VggishEmbedder
 from musictune.metrics.features import Features, comparable
-from musictune.metrics.frechet import frechet_distance
+from musictune.metrics.frechet_influence import clip_distances
+from musictune.metrics.gaussian import Gaussian, distance
 from musictune.metrics.intervals import NONE
 
 Array = np.ndarray
@@ -38,12 +41,24 @@ ABOUT = {
         "lower",
     )
 }
-"""What `fadtk_score` gives, by name."""
+"""What `fadtk_score` and `fadtk_clip_distances` give, by name."""
 
 _ZEROS, _ROLLOFF, _BETA = 64, 0.9475937167399596, 14.769656459379492
 _LARGEST_FILTER = 2**26  # taps
 _SUPPORTED = (ClapEmbedder, VggishEmbedder, EncodecEmbedder, MertEmbedder)
 _LONGEST = {EncodecEmbedder: 180.0, MertEmbedder: 360.0}  # seconds
+_ENCODEC_RATE = 24_000  # Hz
+_MODELS: dict[str, type[Embedder] | None] = {
+    "vggish": VggishEmbedder,
+    "encodec-emb": EncodecEmbedder,
+    r"clap-laion-\w+": ClapEmbedder,
+    "MERT-v1-95M": MertEmbedder,
+    r"MERT-v1-95M-\d+|encodec-emb-48k|clap-2023|dac-.*|cdpam-.*": None,
+}
+_UNLIKE = {
+    ClapEmbedder: "windows that start every second and are padded with silence",
+    MertEmbedder: "single frames, not of means over windows",
+}
 
 
 class FadtkListener(Listener):
@@ -77,6 +92,47 @@ class KadtkListener(FadtkListener):
     def hear(self, clip: Clip) -> Array:
         """``(rows, dim)`` float32."""
         return kadtk_features(self.embedder, clip)
+
+
+def fadtk_name(embedder: Embedder) -> str:
+    """What fadtk calls a model; where it has several of a family, the last part of ours.
+
+    Its names are those of the Hub for MERT (``MERT-v1-95M``, the last layer) and its own for CLAP
+    (``clap-laion-music``): a folder of that name will do.
+    """
+    if isinstance(embedder, VggishEmbedder):
+        return "vggish"
+    if isinstance(embedder, EncodecEmbedder) and embedder.sample_rate == _ENCODEC_RATE:
+        return "encodec-emb"
+    return Path(embedder.name).name
+
+
+def check_fadtk_name(name: str, embedder: Embedder) -> None:
+    """Refuse statistics that fadtk made with another model, though its points may be as wide.
+
+    Args:
+        name: under which they stand; one that fadtk has not may be anything.
+        embedder: what the made clips are heard by.
+
+    Raises:
+        InputError: they are of another family, another layer or another rate.
+    """
+    for pattern, family in _MODELS.items():
+        if not re.fullmatch(pattern, name):
+            continue
+        fits = family is not None and isinstance(embedder, family)
+        if fits and isinstance(embedder, EncodecEmbedder):
+            fits = embedder.sample_rate == _ENCODEC_RATE
+        if not fits:
+            raise InputError(
+                f"statistics {name} are of another model of fadtk's than embedder "
+                f"{embedder.name}; choose the one they were made with (--embedder), or others"
+            )
+
+
+def unlike_fadtk(embedder: Embedder) -> str:
+    """Of what else than the embedder's own points fadtk's statistics are; empty if of the same."""
+    return _UNLIKE.get(type(embedder), "")  # type: ignore[call-overload]
 
 
 def fadtk_features(embedder: Embedder, clip: Clip) -> Array:
@@ -137,7 +193,7 @@ def kadtk_features(embedder: Embedder, clip: Clip) -> Array:
     return _as_half(embedder, points, clip)
 
 
-def fadtk_score(made: Features, reference: Features) -> Score:
+def fadtk_score(made: Features, reference: Features | Gaussian) -> Score:
     """fadtk's distance of the made clips from the reference, as far as it is well defined.
 
     Reproduced: the mean of each clip is rounded to float16 before those of clips are combined, the
@@ -148,7 +204,8 @@ def fadtk_score(made: Features, reference: Features) -> Score:
     point, which here adds no spread of its own.
 
     Args:
-        made, reference: what a `FadtkListener` heard.
+        made: what a `FadtkListener` heard.
+        reference: the same, or the Gaussian of fadtk's own statistics.
 
     Returns:
         the score without an interval.
@@ -156,13 +213,36 @@ def fadtk_score(made: Features, reference: Features) -> Score:
     Raises:
         InputError: other embedders, values not finite, or fewer than two points in a set.
     """
-    comparable(made, reference)
-    value = frechet_distance(*fadtk_moments(made), *fadtk_moments(reference))
+    value = distance(fadtk_gaussian(made), _target(made, reference))
     return Score(value, *NONE, n=len(made), better="lower")
 
 
-def fadtk_moments(features: Features) -> tuple[Array, Array]:
-    """``(dim,)`` mean and ``(dim, dim)`` covariance as fadtk keeps them in its statistics.
+def fadtk_clip_distances(made: Features, reference: Features | Gaussian) -> Array:
+    """The distance of each clip alone from the reference, which fadtk lists with ``--indiv``.
+
+    Reproduced and not reproduced: as in `fadtk_score`.
+
+    Args:
+        made, reference: as there.
+
+    Returns:
+        ``(clips,)``; NaN for a clip of one point, which fadtk leaves out of its list.
+
+    Raises:
+        InputError: as `fadtk_score`.
+    """
+    target = _target(made, reference)
+    distances = clip_distances(made, target)
+    for index in np.flatnonzero(~np.isnan(distances)):
+        # Only the mean is rounded, so only the gap between the means is another.
+        gaps = (np.square(mean - target.mu).sum() for mean in _means(made[int(index)]))
+        rounded, exact = gaps
+        distances[index] += rounded - exact
+    return distances.clip(0)
+
+
+def fadtk_gaussian(features: Features) -> Gaussian:
+    """Mean and covariance as fadtk keeps them in its statistics.
 
     Raises:
         InputError: fewer than two points.
@@ -176,14 +256,33 @@ def fadtk_moments(features: Features) -> tuple[Array, Array]:
     for clip in features:
         if len(clip) == 0:
             continue
-        # numpy adds float16 up as float32 and rounds the mean to float16 again.
-        mean = np.asarray(clip, np.float16).mean(0).astype(np.float64)
-        centred = clip - np.asarray(clip, np.float64).mean(0)
+        mean, exact = _means(clip)
+        centred = clip - exact
         gap, total = mean - mu, count + len(clip)
         scatter += centred.T @ centred + np.outer(gap, gap) * (count * len(clip) / total)
         mu += len(clip) / total * gap
         count = total
-    return mu, scatter / (count - 1)
+    return Gaussian(mu, scatter / (count - 1), len(features), count)
+
+
+def _target(made: Features, reference: Features | Gaussian) -> Gaussian:
+    if isinstance(reference, Features):
+        comparable(made, reference)
+        return fadtk_gaussian(reference)
+    comparable(made, made)
+    if made.width != reference.dim:
+        raise InputError(
+            f"embeddings of {made.width} dimensions and statistics of {reference.dim} cannot be "
+            f"compared; use one embedder for both"
+        )
+    return reference
+
+
+def _means(clip: Array) -> tuple[Array, Array]:
+    """``(dim,)`` float64 mean of a clip as fadtk rounds it, and as it is."""
+    # numpy adds float16 up as float32 and rounds the mean to float16 again.
+    rounded = np.asarray(clip, np.float16).mean(0).astype(np.float64)
+    return rounded, np.asarray(clip, np.float64).mean(0)
 
 
 def kaiser_resample(wave: Tensor, rate: int, target: int) -> Tensor:

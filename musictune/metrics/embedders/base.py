@@ -26,6 +26,7 @@ class Embedder(Listener):
 
     Attributes:
         model_types: the ``model_type`` of the transformers configs that this family loads.
+        role: what it is for, as the option that names it and its messages say.
         default: the Hub id or folder it loads where only its family is named; empty for none.
         name: the folder, file or id it was loaded from.
         hash: hex SHA-256 over the weights and settings it was loaded from.
@@ -35,6 +36,7 @@ class Embedder(Listener):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
+    role: ClassVar[str] = "embedder"
     default: ClassVar[str] = ""
 
     name: str
@@ -78,8 +80,8 @@ class Embedder(Listener):
             points = self.embed(list(self.windows(clip)))
         if not torch.isfinite(points).all():
             raise InputError(
-                f"embedder {self.name} answers with numbers that are not finite for "
-                f"{clip.source or 'a clip'}; choose another model"
+                f"{self.role} {self.name} answers with numbers that are not finite for "
+                f"{clip.source or 'a clip'}; choose another --{self.role}"
             )
         return points.numpy()
 

@@ -17,9 +17,9 @@ from musictune.metrics.embedders.base import Embedder
 from musictune.metrics.embedders.folders import (
     aligned,
     folder_hash,
+    loading,
     model_folder,
-    quiet_transformers,
-    whole,
+    pretrained,
 )
 from musictune.metrics.embedders.selftest import check_embedder
 
@@ -103,16 +103,22 @@ class ClapEmbedder(Embedder):
     def _fill(self, wave: np.ndarray, size: int) -> np.ndarray:
         return wave  # the extractor repeats it, the way it was trained
 
-    @torch.inference_mode()
-    def _read(self, text: str) -> Tensor:
+    @property
+    def most_tokens(self) -> int:
+        """How long a text may be, marks of its ends included; `text` cuts what is beyond."""
         config = self.model.config.text_config
         # RoBERTa counts positions from the padding id on.
         room = config.max_position_embeddings - config.pad_token_id - 1
+        return int(min(self.tokenizer.model_max_length, room))
+
+    def tokens(self, text: str) -> int:
+        """How long a text is, in tokens, before any is cut."""
+        return len(self.tokenizer(text, truncation=False, verbose=False)["input_ids"])
+
+    @torch.inference_mode()
+    def _read(self, text: str) -> Tensor:
         tokens = self.tokenizer(
-            text,
-            truncation=True,
-            max_length=min(self.tokenizer.model_max_length, room),
-            return_tensors="pt",
+            text, truncation=True, max_length=self.most_tokens, return_tensors="pt"
         )
         output = self.model.get_text_features(
             input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
@@ -145,21 +151,10 @@ def _read(folder: Path, name: str) -> tuple[Any, Any, Any]:
 
     from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
 
-    try:
-        with quiet_transformers():
-            model, loaded = ClapModel.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=False, local_files_only=True
-            )
-            extractor = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers raises many kinds; each means the folder is no use
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"embedder {name} cannot be loaded: {reason}") from error
-    whole(loaded, name)
+    with loading(name):
+        model = pretrained(ClapModel, folder, name)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+        extractor = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
     return model, tokenizer, extractor

@@ -16,9 +16,9 @@ from musictune.metrics.embedders.base import Embedder
 from musictune.metrics.embedders.folders import (
     aligned,
     folder_hash,
+    loading,
     model_folder,
-    quiet_transformers,
-    whole,
+    pretrained,
 )
 from musictune.metrics.embedders.selftest import check_embedder
 from musictune.metrics.embedders.weights import fold_weight_norm
@@ -61,19 +61,8 @@ class EncodecEmbedder(Embedder):
 
         from transformers import EncodecModel
 
-        try:
-            with quiet_transformers():
-                model, loaded = EncodecModel.from_pretrained(
-                    folder,
-                    dtype=torch.float32,
-                    use_safetensors=True,
-                    local_files_only=True,
-                    output_loading_info=True,
-                )
-        except Exception as error:  # transformers raises many kinds
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise InputError(f"embedder {name} cannot be loaded: {reason}") from error
-        whole(loaded, name)
+        with loading(name):
+            model = pretrained(EncodecModel, folder, name)
         if model.config.audio_channels != 1:
             raise InputError(
                 f"embedder {name} reads {model.config.audio_channels} channels; one that reads "

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from musictune.errors import InputError
 from musictune.files import sha256
 
@@ -18,12 +20,15 @@ OLD_FILES = (*FILES, "pytorch_model.bin")  # of models never published otherwise
 _ALLOWED = "use a folder with a transformers model, or an id such as laion/clap-htsat-unfused"
 
 
-def model_folder(path_or_id: str | Path, files: Sequence[str] = FILES) -> Path:
+def model_folder(
+    path_or_id: str | Path, files: Sequence[str] = FILES, role: str = "embedder"
+) -> Path:
     """The local folder of a model; fetched from the Hub where it is an id.
 
     Args:
         path_or_id: a folder or an id.
         files: patterns of the names that are fetched.
+        role: what the model is to do, for messages.
 
     Raises:
         InputError: a file, a name that is neither, or one that cannot be fetched.
@@ -32,9 +37,9 @@ def model_folder(path_or_id: str | Path, files: Sequence[str] = FILES) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise InputError(f"embedder {path_or_id} is a file; {_ALLOWED}")
+        raise InputError(f"{role} {path_or_id} is a file; {_ALLOWED}")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path_or_id)):
-        raise InputError(f"unknown embedder {str(path_or_id)!r}; {_ALLOWED}")
+        raise InputError(f"unknown {role} {str(path_or_id)!r}; {_ALLOWED}")
 
     from huggingface_hub import snapshot_download
 
@@ -43,7 +48,7 @@ def model_folder(path_or_id: str | Path, files: Sequence[str] = FILES) -> Path:
     except Exception as error:  # the Hub client raises many kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
-            f"embedder {path_or_id} is no folder here and could not be fetched from the Hugging "
+            f"{role} {path_or_id} is no folder here and could not be fetched from the Hugging "
             f"Face Hub ({reason}); check the name and the network"
         ) from error
 
@@ -82,16 +87,42 @@ def aligned(model: Any) -> Any:
     return model.eval()
 
 
-def whole(loaded: dict[str, object], name: str) -> None:
-    """Refuse a model that transformers filled up with random weights.
+@contextlib.contextmanager
+def loading(name: str, role: str = "embedder") -> Iterator[None]:
+    """Inside, transformers is quiet, and whatever it raises says that a model is no use.
 
     Args:
-        loaded: what ``from_pretrained(..., output_loading_info=True)`` says.
         name: of the model.
+        role: what it is to do, for messages.
 
     Raises:
-        InputError: weights are missing.
+        InputError: instead of what was raised.
     """
-    lost = sorted(loaded["missing_keys"])  # type: ignore[call-overload]
+    try:
+        with quiet_transformers():
+            yield
+    except InputError:
+        raise
+    except Exception as error:  # transformers raises many kinds
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{role} {name} cannot be loaded: {reason}") from error
+
+
+def pretrained(kind: Any, folder: Path, name: str, role: str = "embedder") -> Any:
+    """A transformers model of ``kind`` in float32, from a folder's safetensors alone.
+
+    Raises:
+        InputError: it lacks weights, which transformers would fill up with random ones.
+        Exception: whatever transformers raises; call it inside `loading`.
+    """
+    model, loaded = kind.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    lost = sorted(loaded["missing_keys"])
     if lost:
-        raise InputError(f"embedder {name} lacks {len(lost)} weights, the first {lost[0]}")
+        raise InputError(f"{role} {name} lacks {len(lost)} weights, the first {lost[0]}")
+    return model

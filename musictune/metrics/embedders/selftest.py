@@ -39,14 +39,14 @@ def check_embedder(embedder: Embedder) -> None:
     length = float(np.linalg.norm(points[0])) or 1.0
     if float(np.linalg.norm(points[0] - points[1])) < _DEAF * length:
         raise InputError(
-            f"embedder {embedder.name} answers chords and noise alike: it ignores what it hears; "
-            f"choose another --embedder"
+            f"{embedder.role} {embedder.name} answers chords and noise alike: it ignores what it "
+            f"hears; choose another --{embedder.role}"
         )
     wrong = _mean(embedder, Clip(_chords(_RATES[1], 220.0).wave, _RATES[0]))
     near = float(np.linalg.norm(points[0] - points[2]))
     if near >= float(np.linalg.norm(points[0] - wrong)):
         raise InputError(
-            f"embedder {embedder.name} hears a sound at {_RATES[1]} Hz as another than at "
+            f"{embedder.role} {embedder.name} hears a sound at {_RATES[1]} Hz as another than at "
             f"{_RATES[0]} Hz: its sample rate is wrong; check its configuration"
         )
 

@@ -17,8 +17,11 @@ from musictune.metrics.classifier import AstClassifier
 from musictune.metrics.compat.fadtk import (
     FadtkListener,
     KadtkListener,
+    check_fadtk_name,
+    fadtk_clip_distances,
     fadtk_features,
-    fadtk_moments,
+    fadtk_gaussian,
+    fadtk_name,
     fadtk_score,
     kadtk_features,
     kaiser_resample,
@@ -186,7 +189,9 @@ def halves(clips: int, seed: int, dim: int = 4, rows: int = 30) -> Features:
 
 def test_moments_are_those_of_all_points_up_to_the_rounding_of_means():
     features = halves(5, 0)
-    mu, covariance = fadtk_moments(features)
+    found = fadtk_gaussian(features)
+    mu, covariance = found.mu, found.cov
+    assert (found.n_clips, found.n_frames) == (5, 150)
     means = features.points.reshape(5, 30, 4).astype(np.float16).mean(1)
     assert mu == pytest.approx(means.astype(np.float64).mean(0), abs=1e-12)
     assert mu != pytest.approx(features.points.astype(np.float64).mean(0), abs=1e-6)
@@ -196,17 +201,70 @@ def test_moments_are_those_of_all_points_up_to_the_rounding_of_means():
 def test_the_score_is_the_plain_distance_of_those_moments():
     made, reference = halves(5, 0), halves(7, 1)
     score = fadtk_score(made, reference)
-    expected = frechet_distance(*fadtk_moments(made), *fadtk_moments(reference))
+    ours, theirs = fadtk_gaussian(made), fadtk_gaussian(reference)
+    expected = frechet_distance(ours.mu, ours.cov, theirs.mu, theirs.cov)
     assert score.value == pytest.approx(expected, rel=1e-12)
+    assert fadtk_score(made, theirs).value == pytest.approx(expected, rel=1e-12)
     assert score.n == 5
     assert math.isnan(score.low)
 
 
 def test_a_clip_of_one_point_adds_no_spread():
     rows = [np.array([[1.0, 2.0]]), np.array([[3.0, 2.0]])]
-    mu, covariance = fadtk_moments(Features.of(rows))
-    assert mu.tolist() == [2.0, 2.0]
-    assert covariance.tolist() == [[2.0, 0.0], [0.0, 0.0]]
+    found = fadtk_gaussian(Features.of(rows))
+    assert found.mu.tolist() == [2.0, 2.0]
+    assert found.cov.tolist() == [[2.0, 0.0], [0.0, 0.0]]
+
+
+@given(st.integers(0, 99), st.integers(2, 9), st.integers(2, 40))
+def test_each_clip_alone_has_the_distance_of_its_own_moments(seed: int, dim: int, rows: int):
+    made, reference = halves(3, seed, dim, rows), halves(4, seed + 1, dim)
+    alone = fadtk_clip_distances(made, reference)
+    assert alone == pytest.approx(fadtk_clip_distances(made, fadtk_gaussian(reference)))
+    for index, value in enumerate(alone):
+        expected = fadtk_score(made.select([index]), reference).value
+        assert value == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_a_clip_of_one_point_has_no_distance_alone():
+    made = Features.of([np.ones((1, 4), np.float32), halves(1, 0).points])
+    assert np.isnan(fadtk_clip_distances(made, halves(2, 1))).tolist() == [True, False]
+
+
+def test_models_are_named_as_fadtk_names_them():
+    assert fadtk_name(VggishEmbedder.toy()) == "vggish"
+    encodec, mert = EncodecEmbedder.toy(), MertEmbedder.toy()
+    encodec.name, mert.name = "facebook/encodec_32khz", "m-a-p/MERT-v1-95M"
+    assert fadtk_name(mert) == "MERT-v1-95M"
+    assert fadtk_name(encodec) == "encodec_32khz"
+    encodec.sample_rate = 24_000
+    assert fadtk_name(encodec) == "encodec-emb"
+
+
+def test_statistics_of_another_model_are_refused_by_their_name():
+    clap, vggish, encodec, mert = TOYS
+    for name, embedder in (
+        ("clap-laion-music", clap),
+        ("vggish", vggish),
+        ("MERT-v1-95M", mert),
+        ("my own", encodec),
+    ):
+        check_fadtk_name(name, embedder)
+    for name, embedder in (
+        ("vggish", encodec),
+        ("encodec-emb", vggish),
+        ("encodec-emb", encodec),  # of 8 kHz
+        ("encodec-emb-48k", encodec),
+        ("MERT-v1-95M-4", mert),
+        ("clap-2023", clap),
+    ):
+        with pytest.raises(InputError, match=f"statistics {name} are of another model"):
+            check_fadtk_name(name, embedder)
+
+
+def test_statistics_of_another_width_are_refused():
+    with pytest.raises(InputError, match="4 dimensions and statistics of 5"):
+        fadtk_score(halves(2, 0), fadtk_gaussian(halves(2, 0, dim=5)))
 
 
 def test_too_few_points_and_other_embedders_have_no_score():
