@@ -11,7 +11,7 @@ from typing import Any
 
 from musictune.bench.asked import NONE
 from musictune.bench.table import COLUMNS, PAIR_COLUMNS, Column, Row, Tables, shown
-from musictune.metrics.report import templates
+from musictune.metrics.report_page import templates
 
 _GROUPS = {
     "scores": ("Scores", "Against clips of the concept that were never trained on."),

@@ -4,56 +4,69 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from musictune.data.sources import discover
 from musictune.errors import InputError
 from musictune.evaluation.plan import Plan
-from musictune.evaluation.sets import hear_set
+from musictune.evaluation.sets import hear_set, set_name
 from musictune.metrics.base import Listener
 from musictune.metrics.copying import ABOUT, CopyFeatures, copying
 from musictune.metrics.embedders import Embedder
 from musictune.metrics.excerpts import ChromaFrames, Excerpts
-from musictune.metrics.folder import ClipFile, ClipSet
+from musictune.metrics.folder import ClipFile, ClipSet, shown
 from musictune.metrics.suite import Evaluation
-from musictune.models.listeners import CodecTokens
-from musictune.models.musicgen import MusicGen
+
+if TYPE_CHECKING:
+    from musictune.models.musicgen import MusicGen
 
 _SAME = 0.995  # correlation of notes; two performances stay below, one recording does not
 
 
 @dataclass(frozen=True)
-class _Cut:
+class Cut:
     """Clips with the recordings they were cut from."""
 
     clips: ClipSet
     recordings: tuple[str, ...]
 
     @classmethod
-    def of(cls, path: Path) -> _Cut:
+    def of(cls, path: Path) -> Cut:
+        """The clips that ``path`` stands for.
+
+        Raises:
+            InputError: there are none.
+        """
         sources = discover(path)
-        files = tuple(ClipFile(source.path, source.name) for source in sources)
-        name = path.resolve().name
-        return cls(ClipSet(name, files), tuple(s.origin or s.name for s in sources))
+        files = tuple(ClipFile(source.path, shown(source.name)) for source in sources)
+        return cls(ClipSet(set_name(path), files), tuple(s.origin or s.name for s in sources))
+
+
+def training_cuts(plan: Plan) -> list[Cut]:
+    """The training clips and then the held-out ones, as far as the plan names them.
+
+    Raises:
+        InputError: one of them is missing or empty.
+    """
+    return [Cut.of(path) for path in (plan.training, plan.held_out) if path]
 
 
 def find_copies(
-    evaluation: Evaluation, plan: Plan, embedder: Embedder, made: ClipSet
-) -> ClipSet | None:
-    """Add how near made clips come to the training clips, if the plan names these.
-
-    Returns:
-        the training clips, in the order in which the report of copies counts them.
+    evaluation: Evaluation,
+    plan: Plan,
+    embedder: Embedder,
+    made: ClipSet,
+    training: Cut,
+    held_out: Cut | None = None,
+) -> None:
+    """Add how near made clips come to the training clips.
 
     Raises:
-        InputError: training or held-out clips, or the base, that cannot be used.
+        InputError: a clip that cannot be heard, or a base that cannot be loaded.
     """
-    if plan.training is None:
-        return None
-    training = _Cut.of(plan.training)
-    held_out = _Cut.of(plan.held_out) if plan.held_out else None
     codec = _codec(evaluation, plan, made)
     report = copying(
-        _heard(plan, embedder, _Cut(made, tuple(file.file for file in made.files)), codec),
+        _heard(plan, embedder, Cut(made, tuple(file.file for file in made.files)), codec),
         _heard(plan, embedder, training, codec, round_trip=True),
         _heard(plan, embedder, held_out, codec) if held_out else None,
     )
@@ -65,15 +78,16 @@ def find_copies(
     evaluation.about |= ABOUT
     evaluation.add(report.scores)
     evaluation.copying = report
-    return training.clips
 
 
 def _heard(
-    plan: Plan, embedder: Embedder, cut: _Cut, codec: MusicGen | None, round_trip: bool = False
+    plan: Plan, embedder: Embedder, cut: Cut, codec: MusicGen | None, round_trip: bool = False
 ) -> CopyFeatures:
     ears: dict[str, Listener] = {"clap": Excerpts(embedder), "chroma": ChromaFrames()}
     rate = 0.0
     if codec is not None:
+        from musictune.models.listeners import CodecTokens
+
         tokens = CodecTokens(codec)
         ears["tokens"], rate = tokens, tokens.frame_rate
         if round_trip:
@@ -92,6 +106,8 @@ def _heard(
 
 def _codec(evaluation: Evaluation, plan: Plan, made: ClipSet) -> MusicGen | None:
     """The base whose tokens were learned; without it copies are looked for by sound and notes."""
+    from musictune.models.musicgen import MusicGen
+
     if plan.base:
         return MusicGen.load(plan.base)
     named = next((file.base for file in made.files if file.base), "")

@@ -13,7 +13,7 @@ PEERS = ("fadtk", "kadtk", "audiocraft")
 
 @dataclass(frozen=True)
 class Plan:
-    """An evaluation.
+    """An evaluation; paths may be given as text.
 
     Attributes:
         made: folder of made music, as ``generate`` writes it, or any folder of audio.
@@ -47,6 +47,9 @@ class Plan:
     cache: Path | None = None
 
     def __post_init__(self) -> None:
+        for name in ("made", "reference", "against", "training", "held_out", "cache"):
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, Path(path))
         for peer in self.compat:
             if peer not in PEERS:
                 raise InputError(f"--compat {peer} is unknown; choose from {', '.join(PEERS)}")

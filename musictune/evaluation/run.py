@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from musictune.evaluation.copies import find_copies
-from musictune.evaluation.extras import agreement, asked_for, kl_divergence, what_if_more
-from musictune.evaluation.peers import peer_scores
+from musictune.evaluation.copies import find_copies, training_cuts
+from musictune.evaluation.extras import (
+    agreement,
+    asked_for,
+    distance_of_clips,
+    kl_divergence,
+    text_warnings,
+    what_if_more,
+)
+from musictune.evaluation.peers import check_statistics, peer_scores
 from musictune.evaluation.plan import Plan
 from musictune.evaluation.sets import hear_set, in_pieces, made_sets, reference_set
+from musictune.metrics.base import Score
 from musictune.metrics.checks import check_files, check_heard, check_sound
+from musictune.metrics.classifier import AstClassifier
 from musictune.metrics.embedders import Embedder, load_embedder
 from musictune.metrics.folder import ClipSet
 from musictune.metrics.health import Health
+from musictune.metrics.report import write_report
 from musictune.metrics.statistics_files import Statistics
 from musictune.metrics.suite import Evaluation, HeardSet, clip_values, listeners, score_sets
 
@@ -38,8 +49,23 @@ class Measured:
     training: ClipSet | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def scores(self) -> dict[str, Score]:
+        """By name, as in ``metrics.json``; what is missing is in ``evaluation.not_computed``."""
+        return self.evaluation.scores
 
-def run(plan: Plan) -> Measured:
+    def write(self, folder: Path | str) -> None:
+        """Write report.html, metrics.json and clips.csv into a folder, which must exist.
+
+        Raises:
+            InputError: a clip that the page shows can no longer be read.
+        """
+        against = self.against.clips if self.against else None
+        sets = self.made.clips, self.reference, against
+        write_report(Path(folder), self.evaluation, self.embedder, *sets, self.facts, self.training)
+
+
+def evaluate(plan: Plan) -> Measured:
     """Measure what a plan says.
 
     Raises:
@@ -50,9 +76,15 @@ def run(plan: Plan) -> Measured:
     reference = reference_set(plan)
     known = [made, *([against] if against else [])]
     sets = known if isinstance(reference, Statistics) else [*known, reference]
-    warnings = [warning for clips in sets for warning in check_files(clips)]
+    cuts = training_cuts(plan)
+    looked_at = [*sets, *(cut.clips for cut in cuts)]
+    warnings = [warning for clips in looked_at for warning in check_files(clips)]
 
     embedder = load_embedder(plan.embedder)
+    warnings += text_warnings(embedder, made)
+    classifier = AstClassifier.load(plan.classifier) if plan.classifier else None
+    if isinstance(reference, Statistics):
+        warnings += check_statistics(reference, embedder)
     ears = listeners(embedder)
     heard = hear_set(plan, made, ears)
     target: HeardSet | Statistics
@@ -68,15 +100,18 @@ def run(plan: Plan) -> Measured:
     heard_target = target if isinstance(target, HeardSet) else None
     warnings += check_heard(heard, heard_target, [other] if other else [])
     warnings += check_sound(evaluation, _health(heard_target))
-    evaluation.warnings = warnings
+    evaluation.warnings = list(dict.fromkeys(warnings))  # sets of one name may share one
+    distance_of_clips(evaluation, heard, target, other)
     what_if_more(evaluation, heard, target)
     agreement(evaluation, made, target)
     asked_for(evaluation, plan, embedder, heard, other)
-    if plan.classifier:
-        measured.facts |= kl_divergence(evaluation, plan, made, target)
-    measured.training = find_copies(evaluation, plan, embedder, made)
+    if classifier:
+        measured.facts |= kl_divergence(evaluation, plan, classifier, made, target)
+    if cuts:
+        measured.training = cuts[0].clips
+        find_copies(evaluation, plan, embedder, made, *cuts)
     if plan.compat:
-        peer_scores(evaluation, plan, embedder, made, reference)
+        peer_scores(evaluation, plan, embedder, classifier, made, reference)
     return measured
 
 

@@ -13,7 +13,7 @@ from musictune.evaluation.plan import Plan
 from musictune.metrics.base import Listener
 from musictune.metrics.cache import Cache, cache_folder
 from musictune.metrics.features import Features
-from musictune.metrics.folder import ClipFile, ClipSet, pair, read_made
+from musictune.metrics.folder import ClipFile, ClipSet, pair, read_made, shown
 from musictune.metrics.listening import listen
 from musictune.metrics.statistics_files import Statistics, read_statistics
 from musictune.metrics.suite import EMBEDDER, HeardSet
@@ -38,7 +38,10 @@ def in_pieces(one: HeardSet) -> tuple[HeardSet, list[str]]:
     """A single recording as several clips, so that sets can be compared; and a warning.
 
     What is heard of one recording is more alike than recordings are, but two minutes of one are
-    what most people have. A set of several recordings stays as it is, and so does a short one.
+    what most people have. From recordings composed for one instrument new clips of it were at a
+    kernel distance of 57 from a single one, at 2 from fourteen together, and no interval of the
+    former held the latter; that of audio alignment did for 50 to 85 % of them. A set of several
+    recordings stays as it is, and so does a short one.
     """
     points = one.points
     if len(points) > 1 or len(points.points) < 2 * _PIECE:
@@ -48,8 +51,10 @@ def in_pieces(one: HeardSet) -> tuple[HeardSet, list[str]]:
     lengths[-1] += len(points.points) - _PIECE * pieces
     features = one.heard.features | {EMBEDDER: Features(points.points, lengths, points.key)}
     warning = (
-        f"the reference {one.clips.name} is one recording, taken here as {pieces} pieces: their "
-        f"intervals do not say what another recording of the same sound would give"
+        f"the reference {one.clips.name} is one recording, taken here as {pieces} pieces: "
+        f"distances, precision and coverage tell how near made clips come to this one recording, "
+        f"and their intervals do not hold what other recordings of the same sound would give; go "
+        f"by audio alignment, or give several recordings"
     )
     return HeardSet(one.clips, replace(one.heard, features=features)), [warning]
 
@@ -78,11 +83,13 @@ def found_clips(path: Path) -> ClipSet:
     Raises:
         InputError: there is none.
     """
+    sources = discover(path)
+    captions = [shown(source.caption) for source in sources]
     files = (
-        ClipFile(source.path, source.name, source.caption, source.caption)
-        for source in discover(path)
+        ClipFile(source.path, shown(source.name), caption, caption)
+        for source, caption in zip(sources, captions, strict=True)
     )
-    return ClipSet(_name(path), tuple(files))
+    return ClipSet(set_name(path), tuple(files))
 
 
 def reference_set(plan: Plan) -> ClipSet | Statistics:
@@ -98,10 +105,11 @@ def reference_set(plan: Plan) -> ClipSet | Statistics:
 
 def _names(made: Path, against: Path | None) -> tuple[str, str]:
     """What to call the sets: their folders, unless these have one name."""
-    names = _name(made), _name(against) if against else ""
+    names = set_name(made), set_name(against) if against else ""
     return names if names[0] != names[1] else ("made", "against")
 
 
-def _name(path: Path) -> str:
+def set_name(path: Path) -> str:
+    """What people see of a set: its folder, or its file without the suffix."""
     resolved = path.resolve()
-    return resolved.name if resolved.is_dir() else resolved.stem
+    return shown(resolved.name if resolved.is_dir() else resolved.stem)

@@ -7,15 +7,18 @@ or none.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from musictune.console import note
+from musictune.errors import InputError
 from musictune.files import readable
 
 FORMAT = f"1-torch{torch.__version__.partition('+')[0]}"
@@ -54,16 +57,35 @@ class Cache:
         place = self.place(audio, key)
         try:
             data = place.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            note(f"cache entry {place} cannot be read ({error.strerror}); hearing the audio again")
-            return None
-        digest, rows = data[:32], data[32:]
-        if hashlib.sha256(rows).digest() != digest:
-            note(f"cache entry {place} is damaged; hearing the audio again")
-            return None
-        return np.asarray(np.load(io.BytesIO(rows), allow_pickle=False))
+            why = f"cannot be read ({error.strerror})"
+        else:
+            rows = _rows(data)
+            if rows is not None:
+                return rows
+            why = "is damaged"
+        note(f"cache entry {place} {why}; hearing the audio again")
+        with contextlib.suppress(OSError):  # make way for what is heard anew
+            place.unlink()
+        return None
+
+    def check(self) -> None:
+        """Refuse a folder that cannot be written, before hours of hearing.
+
+        Raises:
+            InputError: it cannot be made or written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise InputError(
+                f"cache {self.folder} cannot be written ({error.strerror}); choose another with "
+                f"--cache or MUSICTUNE_CACHE"
+            ) from error
 
     def put(self, audio: str, key: str, rows: np.ndarray) -> None:
         """Keep rows.
@@ -86,3 +108,15 @@ class Cache:
                 temporary.unlink(missing_ok=True)
         except OSError as error:
             raise readable(error, place) from error
+
+
+def _rows(data: bytes) -> np.ndarray | None:
+    """What an entry holds, if it is whole."""
+    digest, encoded = data[:32], data[32:]
+    if hashlib.sha256(encoded).digest() != digest:
+        return None
+    try:
+        rows = np.asarray(np.load(io.BytesIO(encoded), allow_pickle=False))
+    except ValueError:  # whole, but no rows of numbers: something else put it there
+        return None
+    return rows if rows.ndim == 2 else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from musictune.metrics.suite import Evaluation, HeardSet
 
 _SHOWN = 3  # names in a warning
 _OFF = 0.02  # of its length; codecs pad by less
+_SHORT = 1.0  # seconds; windows are ten times as long, and a shorter clip fills one by repetition
 _SILENT = 0.99  # share of a clip
 _NARROW = 0.6  # of the reference's bandwidth
 
@@ -31,14 +32,21 @@ def check_files(clips: ClipSet) -> list[str]:
     found = [info(file.path) for file in clips.files]
     for file, audio in zip(clips.files, found, strict=True):
         _check_length(file, audio)
+    warnings = []
+    short = [f.file for f, audio in zip(clips.files, found, strict=True) if audio.seconds < _SHORT]
+    if short:
+        warnings.append(
+            f"{clips.name} has {_listed(short)} shorter than {_SHORT:g} s: what is heard is its "
+            f"repetition, more a hum than music; leave it out"
+        )
     rates = Counter(audio.sample_rate for audio in found)
-    if len(rates) < 2:
-        return []
-    listed = ", ".join(f"{count} at {rate} Hz" for rate, count in rates.most_common())
-    return [
-        f"{clips.name} mixes sample rates ({listed}); all are resampled, but a lower rate sounds "
-        f"duller and scores otherwise"
-    ]
+    if len(rates) > 1:
+        listed = ", ".join(f"{count} at {rate} Hz" for rate, count in rates.most_common())
+        warnings.append(
+            f"{clips.name} mixes sample rates ({listed}); all are resampled, but a lower rate "
+            f"sounds duller and scores otherwise"
+        )
+    return warnings
 
 
 def check_heard(
@@ -88,37 +96,47 @@ def check_heard(
     return warnings
 
 
-def check_sound(evaluation: Evaluation, reference: dict[str, np.ndarray]) -> list[str]:
+def check_sound(evaluation: Evaluation, reference: Mapping[str, np.ndarray]) -> list[str]:
     """Look at the health of what was heard.
 
     Args:
-        evaluation: of the made set.
-        reference: the same values of the reference's clips.
+        evaluation: of the made set, and of the one it is held against.
+        reference: the values of ``evaluation.made`` for the reference's clips; empty if not known.
 
     Returns:
         warnings, one line each.
 
     Raises:
-        InputError: every clip is silent.
+        InputError: every made clip, or every one of the reference, is silent.
     """
-    silence = evaluation.made["silence"]
-    silent = int((silence > _SILENT).sum())
-    if silent == len(silence):
-        raise InputError(
-            f"all {silent} made clips are silent: there is nothing to measure; check the model"
-        )
+    made = evaluation.made
     warnings = []
-    if silent:
-        warnings.append(f"{silent} of {len(silence)} made clips are silent, and score as such")
-    if "bandwidth" in reference and not np.isnan(reference["bandwidth"]).all():
-        ours = float(np.nanmedian(evaluation.made["bandwidth"]))
-        theirs = float(np.nanmedian(reference["bandwidth"]))
-        if ours < _NARROW * theirs:
-            warnings.append(
-                f"the made clips end at {ours:.0f} Hz, the reference at {theirs:.0f} Hz: embedders "
-                f"hear this as another sound; compare with a reference resampled alike as well"
+    sets = {"made": made, "reference": reference, "compared": evaluation.against}
+    for name, values in sets.items():
+        if "silence" not in values:
+            continue
+        count, silent = len(values["silence"]), int((values["silence"] > _SILENT).sum())
+        if silent == count and values is not evaluation.against:
+            raise InputError(
+                f"all {count} {name} clips are silent: there is nothing to measure; "
+                + ("check the model" if values is made else "give clips that can be heard")
             )
+        if silent:
+            warnings.append(f"{silent} of {count} {name} clips are silent, and score as such")
+    ours, theirs = _bandwidth(made), _bandwidth(reference)
+    if ours is not None and theirs is not None and ours < _NARROW * theirs:
+        warnings.append(
+            f"the made clips end at {ours:.0f} Hz, the reference at {theirs:.0f} Hz: embedders "
+            f"hear this as another sound; compare with a reference resampled alike as well"
+        )
     return warnings
+
+
+def _bandwidth(values: Mapping[str, np.ndarray]) -> float | None:
+    """Hz, the median of the clips of which it is known."""
+    column = values.get("bandwidth", np.empty(0))
+    known = column[~np.isnan(column)]
+    return float(np.median(known)) if len(known) else None
 
 
 def _check_length(file: ClipFile, audio: AudioInfo) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +15,9 @@ from musictune.audio import AUDIO_SUFFIXES, Clip, read
 from musictune.errors import InputError
 
 MANIFEST = "manifest.jsonl"
+
+_SHOWN = 100  # characters of a name
+_LONGEST = 1e7  # seconds; JSON holds numbers beyond any clip's, and beyond any float
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,15 @@ class ClipSet:
     files: tuple[ClipFile, ...]
 
 
+def shown(text: str) -> str:
+    """Text as it can be written, on one line: what is no character, or steers a terminal, escaped.
+
+    Names of files may be any bytes, and JSON may hold half a character.
+    """
+    hidden = {c for c in text if unicodedata.category(c) in ("Cc", "Cs")}
+    return text.translate({ord(c): repr(c)[1:-1] for c in hidden})
+
+
 def read_made(folder: Path) -> tuple[ClipFile, ...]:
     """The clips of a folder: in the manifest's order, or without a manifest by name.
 
@@ -70,13 +84,13 @@ def read_made(folder: Path) -> tuple[ClipFile, ...]:
         raise InputError(f"{folder} does not exist; give a folder of audio")
     if not folder.is_dir():
         raise InputError(f"{folder} is a file; give the folder it lies in")
-    if (folder / MANIFEST).is_file():
+    if os.path.lexists(folder / MANIFEST):
         return _from_manifest(folder)
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in AUDIO_SUFFIXES)
     if not files:
         kinds = ", ".join(sorted(AUDIO_SUFFIXES))
         raise InputError(f"folder {folder} holds no audio; put in files ending in {kinds}")
-    return tuple(ClipFile(path, path.name) for path in files)
+    return tuple(ClipFile(path, shown(path.name)) for path in files)
 
 
 def pair(made: Sequence[ClipFile], against: Sequence[ClipFile]) -> list[tuple[int, int]]:
@@ -103,6 +117,8 @@ def pair(made: Sequence[ClipFile], against: Sequence[ClipFile]) -> list[tuple[in
 
 def _from_manifest(folder: Path) -> tuple[ClipFile, ...]:
     manifest = folder / MANIFEST
+    if not manifest.is_file():  # a pipe could be read for ever
+        raise InputError(f"manifest {manifest} is not a regular file; remove it or write it anew")
     try:
         lines = manifest.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -123,20 +139,32 @@ def _clip(folder: Path, line: str, number: int) -> ClipFile:
     if not isinstance(name, str) or not name or "\0" in name:
         raise InputError(f'{where} names no file; each line needs "file"')
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        inside, there = path.resolve().is_relative_to(folder.resolve()), path.is_file()
+    except (OSError, RuntimeError):  # a name too long, or a loop of links
+        inside, there = True, False
+    if not inside:
         raise InputError(f"{where} points outside its folder: {name!r}; only files in it are read")
-    if not path.is_file():
-        raise InputError(f"{where} names {name!r}, which is not there; generate it again")
+    if not there:
+        raise InputError(f"{where} names {name[:_SHOWN]!r}, which is not there; generate it again")
     prompt, seed, adapters = entry.get("prompt"), entry.get("seed"), entry.get("adapters")
     text, seconds, digest = entry.get("text", prompt), entry.get("seconds"), entry.get("sha256")
     return ClipFile(
         path=path,
-        file=name,
-        prompt=prompt if isinstance(prompt, str) else "",
-        text=text if isinstance(text, str) else "",
-        seed=seed if isinstance(seed, int) else None,
-        seconds=float(seconds) if isinstance(seconds, (int, float)) else None,
+        file=shown(name),
+        prompt=shown(prompt).strip() if isinstance(prompt, str) else "",
+        text=shown(text).strip() if isinstance(text, str) else "",
+        seed=seed if isinstance(seed, int) and not isinstance(seed, bool) else None,
+        seconds=_length(seconds, where),
         digest=digest if isinstance(digest, str) else "",
         base=str(entry.get("base") or ""),
         adapters=tuple(adapters) if isinstance(adapters, list) else (),
     )
+
+
+def _length(seconds: Any, where: str) -> float | None:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        return None
+    if not 0 < seconds < _LONGEST:
+        raise InputError(f"{where} says a clip lasts {str(seconds)[:20]} s; correct or remove it")
+    return float(seconds)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
@@ -81,6 +84,8 @@ def listen(
             else:
                 advance()
         todo = [(files[i], digests[i]) for i in missing]
+        if todo:
+            cache.check()
         count = _processes(len(todo)) if workers is None else min(workers, len(todo))
         if count > 1:
             _hear_in_processes(todo, listeners, cache, count, advance)
@@ -141,18 +146,28 @@ def _processes(files: int) -> int:
     return 1 if files <= _ALONE else max(min(cores or 1, files), 1)
 
 
-_here: tuple[Listeners, Cache] | None = None  # of a process that listens
+_here: tuple[Listeners, Cache, Event] | None = None  # of a process that listens
 
 
-def _start(listeners: Listeners, cache: Cache) -> None:
+def _start(listeners: Listeners, cache: Cache, stopped: Event) -> None:
     global _here
     torch.set_num_threads(1)
-    _here = listeners, cache
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _here = listeners, cache, stopped
+
+
+def _end_with_parent() -> None:
+    # One that is killed tells nobody: its children would wait for work for ever.
+    if parent := parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _hear_here(path: Path, digest: str) -> None:
     assert _here is not None
-    hear_file(path, digest, *_here)
+    listeners, cache, stopped = _here
+    if not stopped.is_set():
+        hear_file(path, digest, listeners, cache)
 
 
 def _hear_in_processes(
@@ -162,9 +177,10 @@ def _hear_in_processes(
     workers: int,
     advance: Advance,
 ) -> None:
-    # Not fork: torch's threads do not survive it.
+    spawn = get_context("spawn")  # not fork: torch's threads do not survive it
+    stopped = spawn.Event()
     pool = ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=_start, initargs=(listeners, cache)
+        workers, spawn, initializer=_start, initargs=(listeners, cache, stopped)
     )
     try:
         for done in as_completed([pool.submit(_hear_here, *one) for one in todo]):
@@ -176,6 +192,7 @@ def _hear_in_processes(
             f"with fewer --workers: what was heard is kept"
         ) from error
     finally:
+        stopped.set()  # files that wait in a process's queue cannot be cancelled any more
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -185,8 +202,7 @@ def _gathered(
     """All rows of one listener from the cache, on disk."""
     lengths: list[int] = []
     width, kind = 0, np.dtype(np.float32)
-    # Without a name it goes when the process does, however that ends.
-    with tempfile.TemporaryFile(dir=_writable(cache.folder)) as file:
+    with _nameless(cache.folder) as file:
         for path, digest in zip(files, digests, strict=True):
             rows = cache.get(digest, listener.key)
             if rows is None:  # deleted or damaged since
@@ -211,9 +227,9 @@ def _gathered(
     return Features(points, np.array(lengths, dtype=np.int64), listener.key)
 
 
-def _writable(folder: Path) -> Path:
+def _nameless(folder: Path) -> BinaryIO:
+    """A file that goes when the process does, however that ends; in ``folder`` if it can be."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise readable(error, folder) from error
-    return folder
+        return cast(BinaryIO, tempfile.TemporaryFile(dir=folder))
+    except OSError:  # a cache that is only read
+        return cast(BinaryIO, tempfile.TemporaryFile())

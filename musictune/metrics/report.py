@@ -17,8 +17,6 @@ from musictune.metrics.embedders import Embedder
 from musictune.metrics.folder import ClipSet
 from musictune.metrics.report_copying import copying_cells, copying_columns
 from musictune.metrics.report_page import Sets, page
-from musictune.metrics.report_page import templates as templates
-from musictune.metrics.report_scores import headline as headline
 from musictune.metrics.suite import Evaluation
 
 SCHEMA = 1
@@ -34,6 +32,7 @@ _PACKAGES = (
     "mir_eval",
 )
 _INFLUENCE = "influence"
+_NAMES = "backslashreplace"  # paths may hold bytes that are no text; JSON knows these escapes
 
 
 def write_report(
@@ -66,19 +65,20 @@ def write_report(
         json.dumps(metrics(evaluation, facts), indent=2, ensure_ascii=False, allow_nan=False)
         + "\n",
         encoding="utf-8",
+        errors=_NAMES,
     )
     columns = [*dict.fromkeys([*evaluation.made, *evaluation.against])]
     if evaluation.influence is not None:
         columns.append(_INFLUENCE)
     rows = _clip_rows(evaluation, made, against)
-    with (folder / "clips.csv").open("w", encoding="utf-8", newline="") as file:
+    with (folder / "clips.csv").open("w", encoding="utf-8", errors=_NAMES, newline="") as file:
         names = ["file", "prompt", "seed", "set", *columns, *copying_columns(evaluation.copying)]
         writer = csv.DictWriter(file, names, restval="")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: _harmless(cell) for name, cell in row.items()} for row in rows)
     sets = Sets(made, reference, against, training)
     text = page(evaluation, sets, facts, columns, rows)
-    (folder / "report.html").write_text(text, encoding="utf-8")
+    (folder / "report.html").write_text(text, encoding="utf-8", errors=_NAMES)
 
 
 def metrics(evaluation: Evaluation, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,6 +168,21 @@ def _clip_rows(
 
 def _cell(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.6g}"
+
+
+def _harmless(cell: Any) -> Any:
+    """Words that a spreadsheet would run as a formula, marked as text; numbers as they are."""
+    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@")) or _number(cell):
+        return cell
+    return f"'{cell}"
+
+
+def _number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _plain(thing: Any) -> Any:

@@ -182,6 +182,9 @@ def _score_set(
     if "audio_alignment" in values:
         values["concept_score"] = concept_score(values["audio_alignment"], values["text_alignment"])
         both = mean_score(values["concept_score"], ABOUT_ALIGNMENT["concept_score"])
+        if isinstance(both, NotComputed):
+            why = result.not_computed.get(f"{prefix}text_alignment", both.reason)
+            both = NotComputed(why)
         result.add({"concept_score": both}, prefix)
     else:
         result.not_computed[f"{prefix}concept_score"] = _NO_CLIPS

@@ -80,7 +80,10 @@ def evaluate(
         typer.Option(help="Also write mean and covariance of the made set, as a .npz file."),
     ] = None,
     layout: Annotated[
-        Layout, typer.Option(help="How --save-statistics lays them out.")
+        Layout,
+        typer.Option(
+            help="How --save-statistics lays them out; for fadtk of the points it would hear."
+        ),
     ] = Layout.musictune,
     workers: Annotated[
         int | None, typer.Option(help="Processes that listen; chosen if not given.")
@@ -110,18 +113,28 @@ def evaluate(
     --embedder vggish:vggish.pth --compat fadtk --out report
     """
     from musictune.console import say
-    from musictune.errors import CheckFailed
+    from musictune.errors import CheckFailed, InputError
     from musictune.evaluation.plan import Plan
+    from musictune.metrics.base import NotComputed
+    from musictune.metrics.folder import shown
 
+    for wanted, option in ((fail_on_copying, "--fail-on-copying"), (base, "--base")):
+        if wanted and training is None:
+            raise InputError(f"{option} is about copies of training clips; give --training too")
     plan = Plan(
         made, reference, against, training, held_out, embedder, classifier, base,
-        tuple(peer.value for peer in compat or []), workers, cache,
+        tuple(dict.fromkeys(peer.value for peer in compat or [])), workers, cache,
     )  # fmt: skip
     measured = measure(plan, out, overwrite, save_statistics, layout)
-    say(f"report: {out / 'report.html'}")
+    say(f"report: {shown(str(out / 'report.html'))}")
     copying = measured.evaluation.copying
-    if fail_on_copying and copying is not None and copying.alarm:
+    if not fail_on_copying or copying is None:
+        return
+    if copying.alarm:
         raise CheckFailed(f"copying: {copying.alarm_reason}")
+    reasons = [score.reason for score in copying.scores.values() if isinstance(score, NotComputed)]
+    if len(reasons) == len(copying.scores):
+        raise CheckFailed(f"copying could not be looked for: {reasons[0]}")
 
 
 def measure(
@@ -133,31 +146,27 @@ def measure(
 ) -> Measured:
     """All that ``evaluate`` does but for naming the report's place."""
     from musictune.console import note, say
-    from musictune.errors import InputError
-    from musictune.evaluation.run import run
     from musictune.files import check_target, publish_folder
-    from musictune.metrics.report import write_report
-    from musictune.metrics.statistics_files import Statistics, write_statistics
 
     check_target(out, overwrite=overwrite, inputs=plan.reads)
-    if save_statistics and save_statistics.suffix != ".npz":
-        raise InputError(f"statistics {save_statistics} must be named .npz")
-    measured = run(plan)
+    if save_statistics:
+        _check_statistics(save_statistics, out, plan)
+
+    # After what is refused at once: these take seconds.
+    from musictune.evaluation import run
+    from musictune.evaluation.peers import fadtk_statistics
+    from musictune.metrics.statistics_files import Statistics, write_statistics
+
+    measured = run.evaluate(plan)
     evaluation = measured.evaluation
     if save_statistics:
-        statistics = Statistics.of(measured.made.points, measured.embedder.name)
+        if layout is Layout.fadtk:
+            statistics = fadtk_statistics(plan, measured.embedder, measured.made.clips)
+        else:
+            statistics = Statistics.of(measured.made.points, measured.embedder.name)
         write_statistics(save_statistics, statistics, layout=layout.value)  # type: ignore[arg-type]
     with publish_folder(out, overwrite=overwrite) as folder:
-        write_report(
-            folder,
-            evaluation,
-            measured.embedder,
-            measured.made.clips,
-            measured.reference,
-            measured.against.clips if measured.against else None,
-            measured.facts,
-            measured.training,
-        )
+        measured.write(folder)
     for warning in evaluation.warnings:
         note(f"warning: {warning}")
     for line in _table(measured):
@@ -167,6 +176,22 @@ def measure(
     if evaluation.copying is not None and evaluation.copying.alarm:
         note(f"copying: {evaluation.copying.alarm_reason}")
     return measured
+
+
+def _check_statistics(file: Path, out: Path, plan: Plan) -> None:
+    """Refuse a place for statistics before hours of listening rather than after."""
+    from musictune.errors import InputError
+
+    if file.suffix != ".npz":
+        raise InputError(f"statistics {file} must be named .npz; choose another name")
+    if file.resolve() in [path.resolve() for path in plan.reads]:
+        raise InputError(f"statistics {file} would replace an input; choose another name")
+    if not file.absolute().parent.is_dir():
+        raise InputError(f"statistics {file} cannot be written: no folder {file.parent}; make it")
+    if file.is_dir():
+        raise InputError(f"statistics {file} is a folder; choose another name")
+    if file.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"statistics {file} would go with the report {out}; put them beside it")
 
 
 def _reasons(not_computed: dict[str, str]) -> dict[str, list[str]]:

@@ -30,3 +30,8 @@ def test_what_cannot_be_done_is_refused():
         Plan(MADE, MADE, workers=0)
     with pytest.raises(InputError, match="give --training too"):
         Plan(MADE, MADE, held_out=Path("held"))
+
+
+def test_paths_may_be_text():
+    plan = Plan("made", "x.npz:clap", held_out="held", training="train")  # type: ignore[arg-type]
+    assert plan == Plan(MADE, Path("x.npz:clap"), held_out=Path("held"), training=Path("train"))

@@ -73,3 +73,27 @@ def test_silence_and_dull_sound_are_said():
     assert check_sound(Evaluation(made={"silence": np.zeros(2)}), {}) == []
     with pytest.raises(InputError, match="all 2 made clips are silent"):
         check_sound(Evaluation(made={"silence": np.ones(2)}), {})
+
+
+def test_a_clip_of_a_moment_is_said(tmp_path: Path):
+    files = (tone(tmp_path / "a.wav"), tone(tmp_path / "b.wav", seconds=1 / 8000))
+    (warning,) = check_files(ClipSet("made", tuple(replace(f, seconds=None) for f in files)))
+    assert "made has b.wav shorter than 1 s" in warning
+
+
+def test_a_silent_reference_is_refused_and_a_silent_base_said():
+    made = {"silence": np.zeros(2)}
+    with pytest.raises(InputError, match="all 3 reference clips are silent"):
+        check_sound(Evaluation(made=made), {"silence": np.ones(3)})
+    (warning,) = check_sound(Evaluation(made=made), {"silence": np.array([0.0, 1.0])})
+    assert "1 of 2 reference clips are silent" in warning
+    (warning,) = check_sound(Evaluation(made=made, against={"silence": np.ones(2)}), {})
+    assert "2 of 2 compared clips are silent" in warning
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_bandwidth_that_is_known_of_no_clip_says_nothing():
+    unknown = {"silence": np.zeros(1), "bandwidth": np.array([np.nan])}
+    known = {"silence": np.zeros(1), "bandwidth": np.array([5e3])}
+    assert check_sound(Evaluation(made=unknown), known) == []
+    assert check_sound(Evaluation(made=known), unknown) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from musictune.audio import Clip, write
 from musictune.errors import InputError
-from musictune.metrics.folder import ClipFile, pair, read_made
+from musictune.metrics.folder import ClipFile, pair, read_made, shown
 
 
 def sound(path: Path, seconds: float = 0.5, rate: int = 8000) -> Path:
@@ -60,12 +61,20 @@ def test_without_a_manifest_the_audio_by_name(tmp_path: Path):
         ({"file": "gone.wav"}, "not there"),
         ({"file": "../outside.wav"}, "outside its folder"),
         ("", "empty"),
+        ({"file": "a" * 5000}, "not there"),
+        ({"file": "loop.wav"}, "not there"),
+        ({"file": "a.wav", "seconds": 0}, "line 1 says a clip lasts 0 s"),
+        ({"file": "a.wav", "seconds": -3}, "lasts -3 s"),
+        ('{"file": "a.wav", "seconds": NaN}', "lasts nan s"),
+        ('{"file": "a.wav", "seconds": 1e999}', "lasts inf s"),
+        ('{"file": "a.wav", "seconds": %s}' % ("9" * 400), "lasts 9+ s"),
     ],
 )
 def test_a_bad_manifest_is_refused(tmp_path: Path, line: object, words: str):
     sound(tmp_path / "outside.wav")
     folder = tmp_path / "made"
-    folder.mkdir()
+    sound(folder / "a.wav")
+    (folder / "loop.wav").symlink_to("loop.wav")
     manifest(folder, line)
     with pytest.raises(InputError, match=words):
         read_made(folder)
@@ -110,3 +119,32 @@ def test_each_clip_is_paired_once():
         (0, 0),
         (1, 1),
     ]
+
+
+def test_a_manifest_that_is_no_file_is_refused(tmp_path: Path):
+    sound(tmp_path / "a.wav")
+    os.mkfifo(tmp_path / "manifest.jsonl")
+    with pytest.raises(InputError, match="not a regular file"):
+        read_made(tmp_path)
+
+
+def test_what_is_no_text_or_seed_is_not_taken_for_one(tmp_path: Path):
+    sound(tmp_path / "a.wav")
+    manifest(tmp_path, {"file": "a.wav", "prompt": "  ", "seed": True, "seconds": True})
+    (clip,) = read_made(tmp_path)
+    assert (clip.prompt, clip.text, clip.seed, clip.seconds) == ("", "", None, None)
+
+
+def test_names_and_prompts_of_any_bytes_can_be_written(tmp_path: Path):
+    name = os.fsdecode(b"b\xff\n.wav")
+    try:
+        sound(tmp_path / "a.wav").rename(tmp_path / name)
+    except OSError:
+        pytest.skip("this file system takes text only")
+    (clip,) = read_made(tmp_path)
+    assert clip.file == r"b\udcff\n.wav"
+    assert clip.read().samples == 4000
+    sound(tmp_path / "c.wav")
+    manifest(tmp_path, '{"file": "c.wav", "prompt": "a\\ud800 \\u001b[31mb"}')
+    assert read_made(tmp_path)[0].text == r"a\ud800 \x1b[31mb"
+    assert shown("Flöte, 笛, \U0001f3b5 <b>") == "Flöte, 笛, \U0001f3b5 <b>"

@@ -353,3 +353,27 @@ def test_extra_facts_do_not_hide_known_ones(tmp_path: Path):
     assert facts["versions"]["peer"] == "1.0"
     assert facts["versions"]["torch"] == torch.__version__
     assert "against" not in facts
+
+
+def test_words_that_a_spreadsheet_would_run_are_marked_as_text(tmp_path: Path):
+    made = clip_set(tmp_path, "made", ["=1+1", "-a tune", "a = b", "-3"])
+    quiet = Evaluation(made={"loudness": np.full(4, -20.0)})
+    folder = tmp_path / "report"
+    folder.mkdir()
+    write_report(folder, quiet, ClapEmbedder.toy(), made, ClipSet("mine", ()))
+    with (folder / "clips.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["prompt"] for row in rows] == ["'=1+1", "'-a tune", "a = b", "-3"]
+    assert {row["loudness"] for row in rows} == {"-20"}
+
+
+def test_paths_that_are_no_text_can_be_written(tmp_path: Path):
+    made = replace(clip_set(tmp_path, "made", ["a"]), name="b\udcff")
+    embedder = ClapEmbedder.toy()
+    embedder.name = "models/\udcff"
+    folder = tmp_path / "report"
+    folder.mkdir()
+    write_report(folder, Evaluation(), embedder, made, ClipSet("mine", ()))
+    numbers = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert numbers["made_with"]["embedder"] == "models/\udcff"
+    assert r"b\udcff" in (folder / "report.html").read_text(encoding="utf-8")

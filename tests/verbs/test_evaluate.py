@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 
 from musictune.__main__ import main
 from musictune.audio import Clip, write
-from musictune.errors import InputError
+from musictune.errors import CheckFailed, InputError
 from musictune.metrics.embedders import ClapEmbedder
 from musictune.verbs.evaluate import Layout, Peer, evaluate
 
@@ -74,7 +76,7 @@ def test_any_folder_of_audio_can_be_measured(
     numbers = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert "text_alignment" not in numbers["scores"]
     assert "no prompt" in numbers["not_computed"]["text_alignment"]
-    assert "not computed: text_alignment: no prompt" in capsys.readouterr().err
+    assert "not computed: text_alignment, concept_score: no prompt" in capsys.readouterr().err
 
 
 def test_bad_input_leaves_no_report(tmp_path: Path, clap: str):
@@ -99,6 +101,10 @@ def test_bad_input_leaves_no_report(tmp_path: Path, clap: str):
         assert not out.exists()
     with pytest.raises(InputError, match="unknown embedder"):
         evaluate(good, good, out, embedder="nowhere at all")
+    cache = tmp_path / "cache"
+    with pytest.raises(InputError, match="unknown classifier"):
+        evaluate(good, good, out, embedder=clap, classifier="nowhere at all", cache=cache)
+    assert not cache.exists()  # refused before anything was heard
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "good", "text"]
 
 
@@ -116,28 +122,34 @@ def test_existing_report_and_inputs_are_kept(tmp_path: Path, clap: str):
 
 def test_statistics_can_be_written_and_be_the_reference(tmp_path: Path, clap: str):
     made, mine = music(tmp_path / "made", 220), music(tmp_path / "mine", 300)
+    fadtk = {"embedder": clap, "compat": [Peer.fadtk], "overwrite": True}
+    evaluate(made, mine, tmp_path / "whole", **fadtk)
+    whole = json.loads((tmp_path / "whole" / "metrics.json").read_text())
     for layout in Layout:
         file = tmp_path / f"{layout}.npz"
         evaluate(
             mine, made, tmp_path / "own", embedder=clap, overwrite=True,
             save_statistics=file, layout=layout,
         )  # fmt: skip
-        evaluate(made, file, tmp_path / "report", embedder=clap, overwrite=True)
+        evaluate(made, file, tmp_path / "report", **fadtk)
         numbers = json.loads((tmp_path / "report" / "metrics.json").read_text())
-        evaluate(made, mine, tmp_path / "whole", embedder=clap, overwrite=True)
-        whole = json.loads((tmp_path / "whole" / "metrics.json").read_text())
-        ours = numbers["scores"]["frechet_distance"]["value"]
-        assert ours == pytest.approx(whole["scores"]["frechet_distance"]["value"], rel=1e-6)
+        name = "fadtk_frechet_distance" if layout is Layout.fadtk else "frechet_distance"
+        ours = numbers["scores"][name]["value"]
+        assert ours == pytest.approx(whole["scores"][name]["value"], rel=1e-6)
         assert "statistics" in numbers["not_computed"]["audio_alignment"]
+        unlike = [warning for warning in numbers["warnings"] if "like with like" in warning]
+        assert len(unlike) == (layout is Layout.fadtk)
 
 
 def test_statistics_of_another_embedder_or_none_are_refused(tmp_path: Path, clap: str):
     made = music(tmp_path / "made", 220)
     out = tmp_path / "report"
     np.savez(tmp_path / "big.npz", mu_ref=np.zeros(512), sigma_ref=np.eye(512))
-    evaluate(made, tmp_path / "big.npz", out, embedder=clap)
-    reason = json.loads((out / "metrics.json").read_text())["not_computed"]["frechet_distance"]
-    assert "512 dimensions" in reason and "--embedder" in reason
+    cache = tmp_path / "cache"
+    with pytest.raises(InputError, match=r"big have 512 dimensions.*--embedder"):
+        evaluate(made, tmp_path / "big.npz", out, embedder=clap, cache=cache)
+    assert not out.exists()
+    assert not cache.exists()  # refused before anything was heard
     (tmp_path / "no.npz").write_text("words")
     for name in ("no.npz", "missing.npz", "big.npz.npz:vggish"):
         with pytest.raises(InputError):
@@ -175,12 +187,14 @@ def test_one_clip_is_scored_as_far_as_it_goes(tmp_path: Path, clap: str):
 
 def test_scores_are_the_same_to_the_bit_for_any_number_of_workers(tmp_path: Path, clap: str):
     made, mine = music(tmp_path / "made", 220), music(tmp_path / "mine", 300)
+    for name in ("000.wav", "001.wav"):  # heard already: other processes start for one set only
+        shutil.copy(made / name, mine / name)
     found = []
-    for index, workers in enumerate((1, 2, 1)):
+    for index, workers in enumerate((1, 2)):
         out = tmp_path / f"report{index}"
         evaluate(made, mine, out, embedder=clap, workers=workers, cache=tmp_path / f"cache{index}")
         found.append(json.loads((out / "metrics.json").read_text())["scores"])
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
 
 
 def test_a_damaged_cache_is_said_and_heard_anew(
@@ -199,6 +213,16 @@ def test_a_damaged_cache_is_said_and_heard_anew(
         for name in ("first", "second")
     ]
     assert scores[0] == scores[1]
+
+
+def test_each_clip_has_its_own_distance(tmp_path: Path, clap: str):
+    made, mine = music(tmp_path / "made", 220), music(tmp_path / "mine", 300)
+    evaluate(made, mine, tmp_path / "report", against=mine, embedder=clap, compat=[Peer.fadtk])
+    with (tmp_path / "report" / "clips.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    assert all(float(row["frechet_to_reference"]) >= 0 for row in rows)
+    assert [bool(row["fadtk_frechet_distance"]) for row in rows] == [True] * 3 + [False] * 3
 
 
 @pytest.mark.parametrize("peer", list(Peer))
@@ -222,6 +246,10 @@ def test_usage_errors_are_one_line_and_exit_with_2(
         ["--embedder", "vggish"],
         ["--save-statistics", "somewhere.txt"],
         ["--compat", "tfgan"],
+        ["--fail-on-copying"],
+        ["--base", "mini"],
+        ["--save-statistics", str(tmp_path / "nowhere" / "a.npz")],
+        ["--save-statistics", str(tmp_path / "report" / "a.npz")],
     ):
         with pytest.raises(SystemExit) as ended:
             main([*given, *more])
@@ -230,3 +258,46 @@ def test_usage_errors_are_one_line_and_exit_with_2(
         assert shown.startswith("musictune: error: ")
         assert len(shown.splitlines()) == 1
         assert not (tmp_path / "report").exists()
+
+
+def test_training_clips_are_looked_at_before_hours_of_listening(tmp_path: Path, clap: str):
+    made, cache = music(tmp_path / "made", 220), tmp_path / "cache"
+    bad = music(tmp_path / "bad", 300, listed=False)
+    (bad / "001.wav").write_text("words")
+    sets = {"training": bad}, {"training": made, "held_out": bad}
+    for given in sets:
+        with pytest.raises(InputError, match=r"001\.wav is not audio"):
+            evaluate(made, made, tmp_path / "out", embedder=clap, cache=cache, **given)
+    assert not cache.exists()
+
+
+def test_statistics_do_not_replace_an_input(tmp_path: Path, clap: str):
+    made, file = music(tmp_path / "made", 220), tmp_path / "mine.npz"
+    evaluate(made, made, tmp_path / "out", embedder=clap, save_statistics=file)
+    before = file.read_bytes()
+    with pytest.raises(InputError, match="would replace an input"):
+        evaluate(made, file, tmp_path / "other", embedder=clap, save_statistics=file)
+    assert file.read_bytes() == before
+
+
+def test_copying_that_cannot_be_looked_for_does_not_pass(tmp_path: Path, clap: str):
+    made, out = music(tmp_path / "made", 220, listed=False), tmp_path / "report"
+    silent = tmp_path / "silent"
+    silent.mkdir()
+    write(Clip(torch.zeros(1, 80_000), 8000), silent / "a.wav")
+    mine = music(tmp_path / "mine", 300, listed=False)
+    given = {"embedder": clap, "training": mine, "held_out": silent, "overwrite": True}
+    evaluate(made, mine, out, **given)
+    with pytest.raises(CheckFailed, match=r"copying could not be looked for: .*silent"):
+        evaluate(made, mine, out, fail_on_copying=True, **given)
+    assert (out / "report.html").is_file()
+
+
+def test_a_single_short_clip_beside_another_is_scored(tmp_path: Path, clap: str):
+    for name in ("made", "mine"):
+        (tmp_path / name).mkdir()
+        write(Clip(0.1 * torch.rand(1, 1000), 8000), tmp_path / name / f"{name}.wav")
+    evaluate(tmp_path / "made", tmp_path / "mine", tmp_path / "report", embedder=clap)
+    numbers = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert "audio_alignment" in numbers["scores"]
+    assert "frechet_distance" in numbers["not_computed"]
