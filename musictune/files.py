@@ -96,11 +96,11 @@ def check_target(
     """
     target = Path(target)
     for path in map(Path, inputs):
-        if path.resolve().is_relative_to(target.resolve()):
+        if _real(path).is_relative_to(_real(target)):
             raise InputError(f"output {target} would replace {path}; choose another --out")
     if target.exists() and not target.is_dir():
         raise InputError(f"output {target} is a file; choose a folder")
-    if Path.cwd().is_relative_to(target.resolve()) or os.path.ismount(target):
+    if Path.cwd().is_relative_to(_real(target)) or os.path.ismount(target):
         raise InputError(
             f"output {target} cannot be replaced as a whole; name a new folder, such as "
             f"{target / 'out'}"
@@ -145,6 +145,11 @@ def sha256(path: Path | str) -> str:
     """Hex SHA-256 of a file's bytes."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _real(path: Path) -> Path:
+    """Where links lead; unlike ``resolve`` it says nothing of a loop, which opening will."""
+    return Path(os.path.realpath(path))
 
 
 def _sync(path: Path) -> None:

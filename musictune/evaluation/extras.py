@@ -8,9 +8,11 @@ import numpy as np
 
 from musictune.errors import InputError
 from musictune.evaluation.plan import Plan
-from musictune.evaluation.sets import hear_set
+from musictune.evaluation.sets import MadeSets, hear_set
+from musictune.metrics.alignment import text_alignment
 from musictune.metrics.base import About, NotComputed
 from musictune.metrics.classifier import AstClassifier
+from musictune.metrics.comparison import ABOUT_FORGETTING, forgetting
 from musictune.metrics.embedders import ClapEmbedder, Embedder, TextReader
 from musictune.metrics.folder import ClipFile, ClipSet
 from musictune.metrics.frechet_bias import distance_by_size
@@ -28,7 +30,7 @@ from musictune.metrics.steerability import (
     steerability,
     steering_difference,
 )
-from musictune.metrics.suite import Evaluation, HeardSet
+from musictune.metrics.suite import EMBEDDER, Evaluation, HeardSet
 
 ALONE = {
     "frechet_to_reference": About(
@@ -40,6 +42,10 @@ ALONE = {
 """What `distance_of_clips` gives, by name."""
 
 _MUSICAL = "musical"
+_NOTHING_PLAIN = NotComputed(
+    "no pair of clips has a prompt without the concept beside those with it; generate some plain "
+    "prompts with both models as well"
+)
 _NOTHING_STEERED = NotComputed(
     "no two clips share a seed and have prompts that differ in one fact; make some with "
     "musictune generate --prompts configs/steering.txt --count 4"
@@ -113,6 +119,28 @@ def agreement(evaluation: Evaluation, made: ClipSet, reference: HeardSet | Stati
     assert isinstance(reference, HeardSet)
     files = reference.clips.files
     evaluation.add(musical_scores((made.files[i].read(), files[j].read()) for i, j in pairs))
+
+
+def forgotten(evaluation: Evaluation, plan: Plan, embedder: Embedder, music: MadeSets) -> None:
+    """What was lost where the concept was not called, on pairs of plain prompts."""
+    evaluation.about |= ABOUT_FORGETTING
+    if not music.plain:
+        evaluation.add(dict.fromkeys(ABOUT_FORGETTING, _NOTHING_PLAIN))
+        return
+    points, followed = [], []
+    for name, files in zip(("tuned", "base"), zip(*music.plain, strict=True), strict=True):
+        clips = ClipSet(f"{name}, plain prompts", files)
+        heard = hear_set(plan, clips, {EMBEDDER: embedder}).points
+        points.append(heard)
+        if isinstance(embedder, TextReader):
+            texts = embedder.text([file.text for file in files])
+            followed.append(text_alignment(texts, heard))
+        else:
+            followed.append(np.full(len(files), np.nan))
+    pairs = [(i, i) for i in range(len(music.plain))]
+    found, p = forgetting(followed[0], followed[1], points[0], points[1], pairs)
+    evaluation.add(found)
+    evaluation.p |= p
 
 
 def asked_for(

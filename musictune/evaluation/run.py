@@ -11,6 +11,7 @@ from musictune.evaluation.extras import (
     agreement,
     asked_for,
     distance_of_clips,
+    forgotten,
     kl_divergence,
     text_warnings,
     what_if_more,
@@ -72,13 +73,15 @@ def evaluate(plan: Plan) -> Measured:
         InputError: a folder, file or model that cannot be used, clips that are all silent, or
             statistics of another embedder.
     """
-    made, against, pairs = made_sets(plan)
+    music, remarks = made_sets(plan)
+    made, against = music.made, music.against
     reference = reference_set(plan)
     known = [made, *([against] if against else [])]
     sets = known if isinstance(reference, Statistics) else [*known, reference]
     cuts = training_cuts(plan)
     looked_at = [*sets, *(cut.clips for cut in cuts)]
-    warnings = [warning for clips in looked_at for warning in check_files(clips)]
+    looked_at += [ClipSet(made.name, files) for files in zip(*music.plain, strict=True)]
+    warnings = remarks + [warning for clips in looked_at for warning in check_files(clips)]
 
     embedder = load_embedder(plan.embedder)
     warnings += text_warnings(embedder, made)
@@ -94,7 +97,7 @@ def evaluate(plan: Plan) -> Measured:
         target, remarks = in_pieces(hear_set(plan, reference, ears))
         warnings += remarks
     other = hear_set(plan, against, ears) if against else None
-    evaluation = score_sets(embedder, heard, target, other, pairs)
+    evaluation = score_sets(embedder, heard, target, other, music.pairs)
 
     measured = Measured(evaluation, embedder, heard, _files(plan, reference), other)
     heard_target = target if isinstance(target, HeardSet) else None
@@ -104,6 +107,8 @@ def evaluate(plan: Plan) -> Measured:
     distance_of_clips(evaluation, heard, target, other)
     what_if_more(evaluation, heard, target)
     agreement(evaluation, made, target)
+    if plan.against:
+        forgotten(evaluation, plan, embedder, music)
     asked_for(evaluation, plan, embedder, heard, other)
     if classifier:
         measured.facts |= kl_divergence(evaluation, plan, classifier, made, target)

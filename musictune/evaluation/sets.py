@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,22 +59,57 @@ def in_pieces(one: HeardSet) -> tuple[HeardSet, list[str]]:
     return HeardSet(one.clips, replace(one.heard, features=features)), [warning]
 
 
-def made_sets(plan: Plan) -> tuple[ClipSet, ClipSet | None, list[tuple[int, int]]]:
-    """The made set, the one it is held against, and which of their clips are pairs.
+@dataclass(frozen=True)
+class MadeSets:
+    """The music to be measured.
+
+    Attributes:
+        made: what a model made.
+        against: what it is held against, if anything is.
+        pairs: indices into both of clips that share prompt and seed.
+        plain: clips of both, paired likewise, whose prompts do not call the concept that other
+            prompts of ``made`` call. They are in neither set: that they sound like the reference
+            is not asked of them, only that they sound as before.
+    """
+
+    made: ClipSet
+    against: ClipSet | None
+    pairs: list[tuple[int, int]]
+    plain: tuple[tuple[ClipFile, ClipFile], ...] = ()
+
+
+def made_sets(plan: Plan) -> tuple[MadeSets, list[str]]:
+    """The music to be measured, and warnings.
 
     Raises:
         InputError: a folder without audio, or a damaged manifest.
     """
     name, other = _names(plan.made, plan.against)
-    made = ClipSet(name, read_made(plan.made))
-    if plan.against is None:
-        return made, None, []
-    others = list(read_made(plan.against))
-    pairs = pair(made.files, others)
+    made = read_made(plan.made)
+    others = list(read_made(plan.against)) if plan.against else []
+    pairs = pair(made, others)
     for i, j in pairs:
         # A base that never met the concept kept its trigger; the judge reads the same for both.
-        others[j] = replace(others[j], text=made.files[i].text)
-    return made, ClipSet(other, tuple(others)), pairs
+        others[j] = replace(others[j], text=made[i].text)
+    calling = [i for i, file in enumerate(made) if file.calls_concept] or list(range(len(made)))
+    mine = {i: place for place, i in enumerate(calling)}
+    plain = [(i, j) for i, j in pairs if i not in mine]
+    theirs = {j: None for j in range(len(others))}
+    for _, j in plain:
+        del theirs[j]
+    places = {j: place for place, j in enumerate(theirs)}
+    sets = MadeSets(
+        ClipSet(name, tuple(made[i] for i in calling)),
+        ClipSet(other, tuple(others[j] for j in places)) if places else None,
+        [(mine[i], places[j]) for i, j in pairs if i in mine],
+        tuple((made[i], others[j]) for i, j in plain),
+    )
+    left = len(made) - len(calling)
+    warning = (
+        f"{left} of {len(made)} prompts of {name} do not call the concept: they count for what "
+        f"was forgotten alone"
+    )
+    return sets, [warning] if left else []
 
 
 def found_clips(path: Path) -> ClipSet:

@@ -78,11 +78,14 @@ class About:
         title: a few words.
         meaning: one sentence: what a high or low value tells.
         better: which way is better; ``neither`` for a value to compare.
+        least, most: what a value can be; intervals end there.
     """
 
     title: str
     meaning: str
     better: Better
+    least: float = -math.inf
+    most: float = math.inf
 
 
 class Listener(ABC):

@@ -192,15 +192,15 @@ class _Spread:
             notes.append("one clip has no interval")
         elif without:
             notes.append(
-                f"{self.short}: too few to tell what they add, so there is no interval; read the "
-                f"kernel distance first"
+                f"{self.short}: too few to tell what they add, so there is no interval; a "
+                f"kernel distance needs fewer clips"
             )
         else:
             reach = math.sqrt(self.variance + more) * float(stdtrit(self.freedom, 0.975))
             low, high = max(value - reach, 0.0), max(value + reach, 0.0)
             if doubtful:
                 notes.append(
-                    f"{self.short}: the interval is unreliable; read the kernel distance first"
+                    f"{self.short}: the interval is unreliable; a kernel distance needs fewer clips"
                 )
             if self.as_given:
                 notes.append("the reference counts as given")

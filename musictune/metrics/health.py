@@ -42,16 +42,24 @@ class Health(ClipMetric):
             "Clipping",
             "Share of samples in runs of three or more at full scale: cut-off peaks.",
             "lower",
+            least=0,
+            most=1,
         ),
-        "silence": About("Silence", "Share of the time below -60 dB of full scale.", "lower"),
+        "silence": About(
+            "Silence", "Share of the time below -60 dB of full scale.", "lower", least=0, most=1
+        ),
         "dc_offset": About(
-            "DC offset", "Distance of the mean sample from 0, full scale being 1.", "lower"
+            "DC offset",
+            "Distance of the mean sample from 0, full scale being 1.",
+            "lower",
+            least=0,
         ),
         "bandwidth": About(
             "Bandwidth",
             "Hz above which there is nothing; far below half the sample rate, the music was made "
             "at a lower rate or compressed.",
             "higher",
+            least=0,
         ),
     }
     key = "health-1"

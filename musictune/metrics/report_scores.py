@@ -135,11 +135,12 @@ def score_names(evaluation: Evaluation) -> list[str]:
 def leading(evaluation: Evaluation) -> list[str]:
     """Names of the scores to be read first, in that order.
 
-    The kernel distance comes before a Fréchet distance that should be read with care.
+    The kernel distance comes before a Fréchet distance that should be read with care, unless it
+    should be so itself.
     """
     distances = [_FRECHET, _KERNEL]
-    frechet = evaluation.scores.get(_FRECHET)
-    if (frechet is None or frechet.note) and _KERNEL in evaluation.scores:
+    frechet, kernel = evaluation.scores.get(_FRECHET), evaluation.scores.get(_KERNEL)
+    if kernel and "unreliable" not in kernel.note and (frechet is None or frechet.note):
         distances.reverse()
     given = {*evaluation.scores, *evaluation.not_computed}
     return [n for n in (*_ALIGNMENTS, *distances) if given & {n, AGAINST + n}]

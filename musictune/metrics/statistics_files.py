@@ -205,7 +205,7 @@ def _array(archive: np.lib.npyio.NpzFile, key: str, most: int) -> Array:
     """One array of ``most`` numbers or fewer; 0 stands for a word or a number."""
     assert archive.zip is not None
     names = {info.filename.removesuffix(".npy"): info for info in archive.zip.infolist()}
-    if names[key].file_size > 16 * most + _HEADER:
+    if names[key].file_size > 8 * most + _HEADER:
         raise InputError(
             f"{key} in statistics {archive.zip.filename} has {names[key].file_size} bytes, more "
             f"than a mean or covariance of up to {_WIDEST} dimensions that fit each other"

@@ -25,7 +25,7 @@ from musictune.metrics.base import (
     SetMetric,
     concept_score,
 )
-from musictune.metrics.comparison import ABOUT_FORGETTING, compare, forgetting
+from musictune.metrics.comparison import compare
 from musictune.metrics.embedders import Embedder, TextReader
 from musictune.metrics.features import Features, comparable
 from musictune.metrics.folder import ClipSet
@@ -134,7 +134,7 @@ def score_sets(
     result = Evaluation(pairs=list(pairs))
     for metric in set_metrics():
         result.about |= metric.scores
-    result.about = ABOUT_ALIGNMENT | result.about | ABOUT_FORGETTING
+    result.about = ABOUT_ALIGNMENT | result.about
     for clip_metric in clip_metrics().values():
         result.about |= clip_metric.values
     result.made = _score_set(embedder, made, reference, "", result)
@@ -150,16 +150,6 @@ def score_sets(
         result.add({f"difference/{name}": score})
         if isinstance(score, Score):
             result.p[f"difference/{name}"] = p
-    plain = [pair for pair in pairs if not made.clips.files[pair[0]].calls_concept]
-    found, chances = forgetting(
-        result.made["text_alignment"],
-        result.against["text_alignment"],
-        made.points,
-        against.points,
-        plain,
-    )
-    result.add(found)
-    result.p |= chances
     return result
 
 
@@ -246,4 +236,6 @@ def mean_score(values: Array, about: About) -> Score | NotComputed:
     known = values[~np.isnan(values)]
     if not len(known):
         return NotComputed("the value is known of no clip")
-    return Score(*mean_interval(known), n=len(known), better=about.better)
+    value, low, high = mean_interval(known)
+    low, high = (float(np.clip(end, about.least, about.most)) for end in (low, high))
+    return Score(value, low, high, n=len(known), better=about.better)

@@ -103,6 +103,8 @@ def evaluate(
     cannot be computed with the reason. What was heard is kept, so that a second run, or one that
     was stopped, does not hear it again.
 
+    Exits with 0 when it is done, 1 if copies were found under --fail-on-copying, 2 for bad input.
+
     With --against, clips of equal prompt and seed are compared one by one. With --training, copies
     of the training clips are looked for. Any folder of audio can be measured; without the manifest
     that `generate` writes there is no text alignment.
@@ -159,14 +161,14 @@ def measure(
 
     measured = run.evaluate(plan)
     evaluation = measured.evaluation
+    with publish_folder(out, overwrite=overwrite) as folder:
+        measured.write(folder)
     if save_statistics:
         if layout is Layout.fadtk:
             statistics = fadtk_statistics(plan, measured.embedder, measured.made.clips)
         else:
             statistics = Statistics.of(measured.made.points, measured.embedder.name)
         write_statistics(save_statistics, statistics, layout=layout.value)  # type: ignore[arg-type]
-    with publish_folder(out, overwrite=overwrite) as folder:
-        measured.write(folder)
     for warning in evaluation.warnings:
         note(f"warning: {warning}")
     for line in _table(measured):
