@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,14 @@ def distance_of_clips(
         if not np.isnan(distances).all():
             evaluation.about |= ALONE
             values |= dict.fromkeys(ALONE, distances)
+
+
+def doubt(evaluation: Evaluation, name: str, why: str) -> None:
+    """Mark a score of every set as unreliable."""
+    for key in (name, f"against/{name}"):
+        if score := evaluation.scores.get(key):
+            note = "; ".join(filter(None, [f"unreliable: {why}", score.note]))
+            evaluation.scores[key] = replace(score, note=note)
 
 
 def what_if_more(evaluation: Evaluation, made: HeardSet, reference: HeardSet | Statistics) -> None:

@@ -11,6 +11,7 @@ from musictune.evaluation.extras import (
     agreement,
     asked_for,
     distance_of_clips,
+    doubt,
     forgotten,
     kl_divergence,
     text_warnings,
@@ -91,13 +92,16 @@ def evaluate(plan: Plan) -> Measured:
     ears = listeners(embedder)
     heard = hear_set(plan, made, ears)
     target: HeardSet | Statistics
+    pieces: list[str] = []
     if isinstance(reference, Statistics):
         target = reference
     else:
-        target, remarks = in_pieces(hear_set(plan, reference, ears))
-        warnings += remarks
+        target, pieces = in_pieces(hear_set(plan, reference, ears))
+        warnings += pieces
     other = hear_set(plan, against, ears) if against else None
     evaluation = score_sets(embedder, heard, target, other, music.pairs)
+    if pieces:
+        doubt(evaluation, "kernel_distance", "the reference is one recording, alike within itself")
 
     measured = Measured(evaluation, embedder, heard, _files(plan, reference), other)
     heard_target = target if isinstance(target, HeardSet) else None

@@ -76,6 +76,8 @@ def forgetting(
     )
     lengths = np.linalg.norm(mine, axis=1) * np.linalg.norm(theirs, axis=1)
     shift = 1 - (mine * theirs).sum(1) / np.maximum(lengths, 1e-12)
-    moved = Score(*mean_interval(shift), n=len(shift), better="lower")
+    value, low, high = mean_interval(shift)
+    low, high = (float(np.clip(end, 0, 2)) for end in (low, high))
+    moved = Score(value, low, high, n=len(shift), better="lower")
     found: dict[str, Score | NotComputed] = {name: lost, "forgetting/shift": moved}
     return found, {name: p} if isinstance(lost, Score) else {}
