@@ -22,6 +22,7 @@ from musictune.bench.table import (
     write_tables,
 )
 from musictune.models import checkpoint
+from musictune.models.devices import find_device
 
 _PRINTED = {
     "audio_alignment": "audio",
@@ -72,7 +73,7 @@ def run_bench(
         KeyboardInterrupt: stopped; finished cells are kept.
     """
     place = Path(checkpoint.check(plan.base))
-    checkpoint.device(plan.device)
+    find_device(plan.device)
     for method in methods:  # a mistake in any recipe shows before anything is written
         plan.recipe(method, concepts[0], seeds[0], concepts[0].name)
     reads = [place, *(folder for c in concepts for folder in (c.reference, c.heldout))]

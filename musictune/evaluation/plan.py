@@ -27,7 +27,8 @@ class Plan:
         base: the base model whose codec tokens copies are looked for in; as the manifest says if
             not given.
         compat: peers of `PEERS` whose numbers are wanted too.
-        workers: processes that listen; chosen if not given.
+        workers: processes that listen; chosen if not given, one where a GPU listens.
+        device: where embedders compute: ``auto``, ``cpu`` or ``cuda``.
         cache: folder for what was heard; the user's cache folder if not given.
 
     Raises:
@@ -45,6 +46,7 @@ class Plan:
     compat: tuple[str, ...] = ()
     workers: int | None = None
     cache: Path | None = None
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("made", "reference", "against", "training", "held_out", "cache"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from musictune.metrics.health import Health
 from musictune.metrics.report import write_report
 from musictune.metrics.statistics_files import Statistics
 from musictune.metrics.suite import Evaluation, HeardSet, clip_values, listeners, score_sets
+from musictune.models.devices import find_device
 
 
 @dataclass
@@ -84,9 +85,12 @@ def evaluate(plan: Plan) -> Measured:
     looked_at += [ClipSet(made.name, files) for files in zip(*music.plain, strict=True)]
     warnings = remarks + [warning for clips in looked_at for warning in check_files(clips)]
 
-    embedder = load_embedder(plan.embedder)
+    device = find_device(plan.device)
+    if device.type != "cpu":
+        plan = replace(plan, workers=1)  # each process would load the model onto the GPU
+    embedder = load_embedder(plan.embedder).to(device)
     warnings += text_warnings(embedder, made)
-    classifier = AstClassifier.load(plan.classifier) if plan.classifier else None
+    classifier = AstClassifier.load(plan.classifier).to(device) if plan.classifier else None
     if isinstance(reference, Statistics):
         warnings += check_statistics(reference, embedder)
     ears = listeners(embedder)

@@ -118,6 +118,6 @@ class AstClassifier(Embedder):
                     sampling_rate=self.sample_rate,
                     return_tensors="pt",
                 )["input_values"]
-                logits = self.model(values.float()).logits
+                logits = self.model(values.float().to(self.device)).logits.cpu()
                 found.append(logits.double().softmax(-1).float())
         return torch.cat(found) if found else torch.empty(0, self.dim)

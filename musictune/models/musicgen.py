@@ -26,6 +26,7 @@ from musictune.errors import InputError
 from musictune.files import system_errors
 from musictune.models import checkpoint
 from musictune.models.base import Batch, MusicModel
+from musictune.models.devices import find_device
 
 
 class MusicGen(MusicModel):
@@ -80,7 +81,7 @@ class MusicGen(MusicModel):
         Raises:
             InputError: unknown base or device, or files that are missing, corrupt or incomplete.
         """
-        target = checkpoint.device(device)
+        target = find_device(device)
         network, tokenizer = checkpoint.read(str(base), dtype or torch.float32)
         model = cls(network, tokenizer, str(base))
         model.concepts = checkpoint.read_concepts(str(base))

@@ -92,6 +92,9 @@ def evaluate(
         Path | None,
         typer.Option(help="Where what was heard is kept; $MUSICTUNE_CACHE or ~/.cache/musictune."),
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where embedders compute: auto, cpu or cuda.")
+    ] = "auto",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the report if it is there.")
     ] = False,
@@ -125,7 +128,7 @@ def evaluate(
             raise InputError(f"{option} is about copies of training clips; give --training too")
     plan = Plan(
         made, reference, against, training, held_out, embedder, classifier, base,
-        tuple(dict.fromkeys(peer.value for peer in compat or [])), workers, cache,
+        tuple(dict.fromkeys(peer.value for peer in compat or [])), workers, cache, device,
     )  # fmt: skip
     measured = measure(plan, out, overwrite, save_statistics, layout)
     say(f"report: {shown(str(out / 'report.html'))}")

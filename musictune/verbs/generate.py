@@ -69,6 +69,7 @@ def generate(
     from musictune.generation.sampling import Sampling
     from musictune.methods import load_adapter
     from musictune.models import checkpoint, load_model
+    from musictune.models.devices import find_device
 
     wanted = _prompts(prompts or [], prompts_file)
     sampling = Sampling(temperature, top_k, top_p, guidance)
@@ -76,7 +77,7 @@ def generate(
     _check_numbers(count=count, seed=seed, batch=batch)
     adapters = [_adapter(given) for given in adapter or []]
     place = Path(checkpoint.check(base))
-    checkpoint.device(device)
+    find_device(device)
     check_target(out, overwrite=overwrite, inputs=[place, *(folder for folder, _ in adapters)])
 
     model = load_model(base, device)

@@ -134,11 +134,12 @@ def tune(
 
 def _run(recipe: Recipe, out: Path, device: str, resume: bool, overwrite: bool) -> Result:
     from musictune.models import checkpoint
+    from musictune.models.devices import find_device
     from musictune.models.musicgen import MusicGen
     from musictune.training.run import check_out, tune
 
     checkpoint.check(recipe.run.base)
-    checkpoint.device(device)
+    find_device(device)
     check_out(out, recipe, resume=resume, overwrite=overwrite)
     # Before the base: a CLAP that cannot be used is said at once.
     judges = _judges(recipe.run.embedder) if recipe.training.keep == "best" else None

@@ -20,6 +20,17 @@ from musictune.metrics.embedders.selftest import check_embedder
 TOYS: dict[str, Embedder] = {name: kind.toy() for name, kind in embedders().items()}
 TOYS["ast"] = AstClassifier.toy()
 
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", sorted(embedders()))
+def test_a_gpu_hears_the_same_to_rounding(name: str) -> None:
+    clip = Clip(0.1 * torch.randn(1, 24_000, generator=torch.Generator().manual_seed(0)), 8000)
+    here, there = embedders()[name].toy(), embedders()[name].toy().to("cuda")
+    assert here.key != there.key
+    heard = there.hear(clip)
+    np.testing.assert_allclose(heard, here.hear(clip), rtol=1e-3, atol=1e-4)
+
+
 every = pytest.mark.parametrize("embedder", TOYS.values(), ids=TOYS.keys())
 
 
@@ -126,7 +137,7 @@ def test_weights_that_are_not_finite_are_noticed(embedder: Embedder):
     from musictune.errors import InputError
 
     broken = pickle.loads(pickle.dumps(embedder))  # noqa: S301
-    module = getattr(broken, "model", None) or broken.network
+    module = broken.model
     for tensor in module.parameters():
         tensor.data.fill_(math.nan)
     with pytest.raises(InputError, match="not finite"):

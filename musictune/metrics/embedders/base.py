@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ class Embedder(Listener):
         model_types: the ``model_type`` of the transformers configs that this family loads.
         role: what it is for, as the option that names it and its messages say.
         default: the Hub id or folder it loads where only its family is named; empty for none.
+        model: the module that computes.
         name: the folder, file or id it was loaded from.
         hash: hex SHA-256 over the weights and settings it was loaded from.
         dim: size of a point.
@@ -39,6 +40,7 @@ class Embedder(Listener):
     role: ClassVar[str] = "embedder"
     default: ClassVar[str] = ""
 
+    model: Any
     name: str
     hash: str
     dim: int
@@ -72,7 +74,20 @@ class Embedder(Listener):
     def key(self) -> str:  # type: ignore[override]
         """Names family, weights and windows."""
         cut = f"{self.sample_rate}-{self.window_seconds:g}-{self.hop_seconds:g}"
-        return f"{type(self).__name__}-{self.hash[:16]}-{cut}"
+        # A GPU rounds otherwise.
+        where = "" if self.device.type == "cpu" else f"-{self.device.type}"
+        return f"{type(self).__name__}-{self.hash[:16]}-{cut}{where}"
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; what it takes and gives is on the CPU."""
+        found: torch.device = next(self.model.parameters()).device
+        return found
+
+    def to(self, device: torch.device | str) -> Self:
+        """Compute on another device from now on."""
+        self.model.to(device)
+        return self
 
     def hear(self, clip: Clip) -> np.ndarray:
         """``(points, dim)`` float32."""

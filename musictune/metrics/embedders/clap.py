@@ -95,10 +95,11 @@ class ClapEmbedder(Embedder):
             # A fusion extractor marks a window at random as cut from longer audio; none is.
             longer = torch.zeros(len(features), 1, dtype=torch.bool)
             output = self.model.get_audio_features(
-                input_features=features.float(), is_longer=longer
+                input_features=features.float().to(self.device),
+                is_longer=longer.to(self.device),
             )
             parts.append(output.pooler_output)
-        return F.normalize(torch.cat(parts).float(), dim=-1)
+        return F.normalize(torch.cat(parts).cpu().float(), dim=-1)
 
     def _fill(self, wave: np.ndarray, size: int) -> np.ndarray:
         return wave  # the extractor repeats it, the way it was trained
@@ -121,14 +122,15 @@ class ClapEmbedder(Embedder):
             text, truncation=True, max_length=self.most_tokens, return_tensors="pt"
         )
         output = self.model.get_text_features(
-            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+            input_ids=tokens["input_ids"].to(self.device),
+            attention_mask=tokens["attention_mask"].to(self.device),
         )
         if not torch.isfinite(output.pooler_output).all():
             raise InputError(
                 f"embedder {self.name} answers with numbers that are not finite for {text!r}; "
                 f"choose another --embedder"
             )
-        return F.normalize(output.pooler_output.float(), dim=-1)[0]
+        return F.normalize(output.pooler_output.cpu().float(), dim=-1)[0]
 
 
 def _bundled() -> Path:

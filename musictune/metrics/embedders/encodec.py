@@ -106,7 +106,8 @@ class EncodecEmbedder(Embedder):
     def embed(self, windows: Sequence[np.ndarray]) -> Tensor:
         """One row for each frame, begun frames included."""
         with torch.inference_mode():
-            found = [self.model.encoder(torch.from_numpy(w)[None, None])[0].T for w in windows]
+            waves = (torch.from_numpy(window)[None, None] for window in windows)
+            found = [self.model.encoder(wave.to(self.device))[0].T.cpu() for wave in waves]
         return torch.cat(found).contiguous() if found else torch.empty(0, self.dim)
 
     def _whole(self, seconds: float) -> int:

@@ -101,8 +101,8 @@ class MertEmbedder(Embedder):
     def frames(self, wave: np.ndarray) -> Tensor:
         """``(frames, dim)`` float32 of a mono wave at ``sample_rate``, some 75 a second."""
         values = self.extractor(wave, sampling_rate=self.sample_rate, return_tensors="pt")
-        found = self.model(values["input_values"].float()).last_hidden_state[0]
-        return torch.as_tensor(found)
+        found = self.model(values["input_values"].float().to(self.device)).last_hidden_state[0]
+        return torch.as_tensor(found.cpu())
 
 
 TOY: dict[str, Any] = {

@@ -43,7 +43,7 @@ class VggishEmbedder(Embedder):
     """
 
     def __init__(self, network: Vgg, name: str, hash: str) -> None:
-        self.network = aligned(network)
+        self.model = aligned(network)
         self.name = name
         self.hash = hash
         self.dim = network.dim
@@ -84,7 +84,7 @@ class VggishEmbedder(Embedder):
     def embed(self, windows: Sequence[np.ndarray]) -> Tensor:
         """One row for each window; a longer window gives one for each patch in it."""
         patches = np.concatenate([mel_patches(window) for window in windows])
-        return self.network.patches(torch.from_numpy(patches))
+        return self.model.patches(torch.from_numpy(patches).to(self.device)).cpu()
 
 
 class Vgg(nn.Module):

@@ -176,7 +176,7 @@ def test_other_embedders_are_refused():
 
 def test_numbers_beyond_float16_are_refused():
     embedder = VggishEmbedder.toy()
-    embedder.network.embeddings[-1].bias.data.fill_(1e6)
+    embedder.model.embeddings[-1].bias.data.fill_(1e6)
     with pytest.raises(InputError, match="float16"):
         fadtk_features(embedder, noise(16_000))
 

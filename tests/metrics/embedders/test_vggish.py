@@ -103,7 +103,7 @@ def test_maps_are_flattened_channels_last():
 
 
 def toy_weights() -> dict[str, torch.Tensor]:
-    return VggishEmbedder.toy().network.state_dict()
+    return VggishEmbedder.toy().model.state_dict()
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
