@@ -142,12 +142,13 @@ def forgotten(evaluation: Evaluation, plan: Plan, embedder: Embedder, music: Mad
         heard = hear_set(plan, clips, {EMBEDDER: embedder}).points
         points.append(heard)
         if isinstance(embedder, TextReader):
-            texts = embedder.text([file.text for file in files])
-            followed.append(text_alignment(texts, heard))
+            words = embedder.text([file.text for file in files])
+            followed.append(text_alignment(words, heard))
         else:
             followed.append(np.full(len(files), np.nan))
     pairs = [(i, i) for i in range(len(music.plain))]
-    found, p = forgetting(followed[0], followed[1], points[0], points[1], pairs)
+    texts = [file.text for file, _ in music.plain]
+    found, p = forgetting(followed[0], followed[1], points[0], points[1], pairs, texts)
     evaluation.add(found)
     evaluation.p |= p
 

@@ -234,6 +234,7 @@ def headline(evaluation: Evaluation, made: str, against: str) -> list[tuple[str,
                 claim,
                 f"{about(evaluation, name).title} {number(score.value, '+')} {interval(score)} "
                 f"over {score.n} {pairs} of one prompt and seed"
+                f"{f' ({score.note})' if score.note else ''}"
                 f"{_chance(evaluation, DIFFERENCE + name)}",
             )
         )

@@ -141,12 +141,15 @@ def score_sets(
     if against is None:
         return result
     result.against = _score_set(embedder, against, reference, "against/", result)
+    prompts = [file.text or file.file for file in made.clips.files]
     for name in result.made:
         if not pairs:
             reason = "no clips of the two sets share a prompt and a seed"
             result.not_computed[f"difference/{name}"] = reason
             continue
-        score, p = compare(result.made[name], result.against[name], pairs, result.about[name])
+        score, p = compare(
+            result.made[name], result.against[name], pairs, result.about[name], prompts
+        )
         result.add({f"difference/{name}": score})
         if isinstance(score, Score):
             result.p[f"difference/{name}"] = p

@@ -150,10 +150,10 @@ def test_long_recordings_count_by_the_mean_of_what_is_known():
 def test_differences_leave_out_what_is_not_known():
     about = About("a", "b", "higher")
     made, against = np.array([1.0, np.nan, 5.0]), np.array([0.5, 1.0, 3.0])
-    score, p = compare(made, against, [(0, 0), (1, 1), (2, 2)], about)
+    score, p = compare(made, against, [(0, 0), (1, 1), (2, 2)], about, ["a", "b", "c"])
     assert isinstance(score, Score)
     assert (score.value, score.n, p) == (1.25, 2, 0.5)
-    nothing, p = compare(np.array([np.nan]), np.array([1.0]), [(0, 0)], about)
+    nothing, p = compare(np.array([np.nan]), np.array([1.0]), [(0, 0)], about, ["a"])
     assert "no pair" in nothing.reason  # type: ignore[union-attr]
     assert math.isnan(p)
 
@@ -162,10 +162,29 @@ def test_forgetting_counts_lost_text_and_moved_sound():
     rng = np.random.default_rng(0)
     base = Features.of([rng.normal(size=(1, 4)) for _ in range(3)])
     turned = Features.of([-clip for clip in base])
-    found, p = forgetting(np.full(3, 0.1), np.full(3, 0.4), turned, base, [(0, 0), (1, 1), (2, 2)])
+    found, p = forgetting(
+        np.full(3, 0.1), np.full(3, 0.4), turned, base, [(0, 0), (1, 1), (2, 2)], list("abc")
+    )
     lost, shift = found["forgetting/text_alignment"], found["forgetting/shift"]
     assert isinstance(lost, Score) and isinstance(shift, Score)
     assert lost.value == pytest.approx(0.3)
     assert lost.better == "lower"
     assert shift.value == pytest.approx(2.0)
     assert p == {"forgetting/text_alignment": 0.25}
+
+
+def test_seeds_of_one_prompt_count_as_one():
+    about = About("a", "b", "higher")
+    rng = np.random.default_rng(0)
+    of_prompt = np.repeat(rng.normal(size=6), 4)
+    made = of_prompt + 0.01 * rng.normal(size=24)
+    pairs, prompts = [(i, i) for i in range(24)], [f"p{i // 4}" for i in range(24)]
+    score, p = compare(made, np.zeros(24), pairs, about, prompts)
+    means = made.reshape(6, 4).mean(1)
+    once, wanted = compare(means, np.zeros(6), pairs[:6], about, prompts[::4])
+    assert isinstance(score, Score) and isinstance(once, Score)
+    assert (score.low, score.high, p) == pytest.approx((once.low, once.high, wanted))
+    assert score.value == pytest.approx(made.mean())
+    assert (score.n, score.note) == (24, "over 6 prompts, each counting once")
+    alone, _ = compare(made, np.zeros(24), pairs, about, ["p"] * 24)
+    assert "nothing of other prompts" in alone.note  # type: ignore[union-attr]
