@@ -165,7 +165,11 @@ def test_no_process_is_left_when_the_first_one_ends(tmp_path: Path, how: signal.
     script.write_text(_HEAR_IN_TWO)
     command = [sys.executable, str(script), str(Path(__file__).parent), str(files[0].parent)]
     running = subprocess.Popen(
-        [*command, str(place)], start_new_session=True, stderr=subprocess.DEVNULL
+        [*command, str(place)],
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+        # A shell that runs the tests in the background has them ignore it, and what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         _until(lambda: len(list(place.rglob("*.rows"))) >= 2 or running.poll() is not None)
