@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRITON_INTERPRET"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
+# numba keeps what it compiles beside librosa; of two workers that do so at once one may crash.
+os.environ["NUMBA_CACHE_DIR"] = str(
+    Path(__file__).parents[1]
+    / ".pytest_cache"
+    / "numba"
+    / os.environ.get("PYTEST_XDIST_WORKER", "")
+)
 
 import pytest
 import torch

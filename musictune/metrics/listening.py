@@ -87,13 +87,15 @@ def listen(
         if todo:
             cache.check()
         count = _processes(len(todo)) if workers is None else min(workers, len(todo))
-        if count > 1:
-            _hear_in_processes(todo, listeners, cache, count, advance)
-        else:
-            with one_thread():
-                for path, digest in todo:
-                    hear_file(path, digest, listeners, cache)
-                    advance()
+        # One at least is heard here: librosa compiles itself on first use and keeps the result on
+        # disk, and of several processes that do so at once one may crash.
+        here = todo[:1] if count > 1 else todo
+        with one_thread():
+            for path, digest in here:
+                hear_file(path, digest, listeners, cache)
+                advance()
+        if len(here) < len(todo):
+            _hear_in_processes(todo[len(here) :], listeners, cache, count, advance)
     found = {name: _gathered(files, digests, one, cache, name) for name, one in listeners.items()}
     return Heard(found, tuple(digests))
 
