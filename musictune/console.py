@@ -95,6 +95,22 @@ def _bar(what: str, total: int, done: int) -> Iterator[Advance]:
         yield advance
 
 
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' own progress bars and remarks: ours say what matters."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def _plain(what: str, total: int, done: int) -> Advance:
     started = last = time.monotonic()
     before = done

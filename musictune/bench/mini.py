@@ -15,13 +15,12 @@ from musictune.bench.codec_quality import measure_codec
 from musictune.bench.opus import libopus_version
 from musictune.bench.rows import Row, judged, print_table
 from musictune.compose.render import find_soundfont
-from musictune.console import note
+from musictune.console import note, quiet_transformers
 from musictune.data.sources import discover
 from musictune.errors import InputError
 from musictune.files import publish_file, sha256
 from musictune.metrics.embedders import ClapEmbedder
 from musictune.models import load_model
-from musictune.models.checkpoint import quiet
 
 SCHEMA = 1
 PARTS = ("codec", "language", "clap")
@@ -130,7 +129,7 @@ def load_codec(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise InputError(f"codec {folder} has no config.json; give the folder of a trained codec")
     try:
-        with quiet():
+        with quiet_transformers():
             codec, loaded = AutoModel.from_pretrained(
                 folder,
                 use_safetensors=True,

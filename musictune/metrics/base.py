@@ -171,12 +171,6 @@ class Reward(Protocol):
         """``(clips,)`` float32, higher is better."""
 
 
-class Metric(Protocol):
-    """Scores of a set of made clips against reference clips."""
-
-    def __call__(self, made: Sequence[Clip], reference: Sequence[Clip]) -> dict[str, Score]: ...
-
-
 @dataclass(frozen=True)
 class _OneValue:
     metric: ClipMetric

@@ -94,16 +94,9 @@ class MauveDivergence(SetMetric):
         """The score.
 
         Raises:
-            InputError: the sets cannot be compared.
+            InputError: the sets cannot be compared, or hold under 20 clips.
         """
         comparable(made, reference)
-        try:
-            score = self._score(made, reference)
-        except InputError as error:
-            return {"mauve_divergence": NotComputed(str(error))}
-        return {"mauve_divergence": score}
-
-    def _score(self, made: Features, reference: Features) -> Score:
         for features, what in ((made, "made"), (reference, "reference")):
             refuse_few_clips(features, what, 2 * _PER_BUCKET, "a MAUVE divergence")
         mine, theirs = _draw(unit_means(made)), _draw(unit_means(reference))
@@ -114,7 +107,8 @@ class MauveDivergence(SetMetric):
             sampled_note(len(theirs), len(reference), "reference clips"),
         ]
         value = mauve_divergence(mine, theirs)
-        return Score(value, *NONE, len(mine), "lower", "; ".join(filter(None, notes)))
+        note = "; ".join(filter(None, notes))
+        return {"mauve_divergence": Score(value, *NONE, len(mine), "lower", note)}
 
 
 def _draw(points: Array) -> Array:

@@ -32,7 +32,8 @@ def mean_interval(values: Array, weights: Array | None = None) -> tuple[float, f
     """
     weights = np.ones(len(values)) if weights is None else np.asarray(weights, np.float64)
     shares = weights / weights.sum()
-    mean = float(shares @ values)
+    # Divided last, so that equal values have themselves as mean, to the bit.
+    mean = float(weights @ values / weights.sum())
     held = shares > 0
     if held.sum() < 2:
         return mean, *NONE

@@ -109,13 +109,10 @@ class KernelDistance(SetMetric):
         """The score.
 
         Raises:
-            InputError: the sets cannot be compared.
+            InputError: the sets cannot be compared, or are too small or too alike.
         """
         comparable(made, reference)
-        try:
-            found = _compare(made, reference)
-        except InputError as error:
-            return {"kernel_distance": NotComputed(str(error))}
+        found = _compare(made, reference)
         notes = [
             f"bandwidth {found.bandwidth:.6g}",
             sampled_note(found.made_rows, len(made.points), "made rows"),

@@ -104,14 +104,11 @@ class ManifoldScores(SetMetric):
         """The four scores.
 
         Raises:
-            InputError: the sets cannot be compared.
+            InputError: the sets cannot be compared, or are too small.
         """
         comparable(made, reference)
         mine, theirs = sample_rows(made, _MOST), sample_rows(reference, _MOST)
-        try:
-            found = _compare(mine, theirs, NEIGHBOURS)
-        except InputError as error:
-            return {name: NotComputed(str(error)) for name in self.scores}
+        found = _compare(mine, theirs, NEIGHBOURS)
         notes = [
             sampled_note(len(mine.points), len(made.points), "made rows"),
             sampled_note(len(theirs.points), len(reference.points), "reference rows"),

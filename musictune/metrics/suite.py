@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,6 +39,8 @@ from musictune.metrics.statistics_files import Statistics
 if TYPE_CHECKING:
     from musictune.metrics.copying import CopyingReport
 
+_ONE_CLIP = "one clip has no interval"
+_NO_INTERVAL = "no interval is known for this number"
 _NO_CLIPS = "the reference is statistics, which hold no clips"
 
 EMBEDDER = "embedder"
@@ -100,6 +103,8 @@ class Evaluation:
         """Take scores and reasons."""
         for name, score in found.items():
             if isinstance(score, Score):
+                if math.isnan(score.low) and not score.note:
+                    score = replace(score, note=_ONE_CLIP if score.n < 2 else _NO_INTERVAL)
                 self.scores[prefix + name] = score
             else:
                 self.not_computed[prefix + name] = score.reason

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, MusicgenForConditionalGeneration
-from transformers.utils import logging
 
+from musictune.console import quiet_transformers
 from musictune.data.concepts import Concept
 from musictune.errors import InputError
 from musictune.models import codec as codec  # known to transformers from here on
@@ -57,7 +56,7 @@ def read(base: str, dtype: torch.dtype) -> tuple[MusicgenForConditionalGeneratio
     place = check(base)
     local = Path(place).is_dir()
     try:
-        with quiet():
+        with quiet_transformers():
             config = AutoConfig.from_pretrained(place, trust_remote_code=False)
             if config.model_type != "musicgen":
                 raise InputError(f"base {base} is a {config.model_type} model, not a MusicGen")
@@ -132,18 +131,3 @@ def _explained(base: str, local: bool, error: Exception) -> InputError:
         f"base {base} is no folder here and could not be fetched from the Hugging Face Hub "
         f"({reason}); check the name and the network, or use mini or a local folder"
     )
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' own progress bars and remarks: ours say what matters."""
-    level = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import MusicgenForConditionalGeneration
 
 from musictune.audio import Clip
+from musictune.console import quiet_transformers
 from musictune.data.concepts import Concept, expand
 from musictune.errors import InputError
 from musictune.files import system_errors
@@ -97,7 +98,7 @@ class MusicGen(MusicModel):
 
     def save(self, folder: Path | str) -> None:
         """Write a folder that plain transformers loads (safetensors)."""
-        with checkpoint.quiet(), system_errors():
+        with quiet_transformers(), system_errors():
             self.network.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         if self.concepts:

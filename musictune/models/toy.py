@@ -19,7 +19,7 @@ from transformers import (
 from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
 from transformers.models.musicgen.modeling_musicgen import MusicgenForCausalLM
 
-from musictune.models.checkpoint import quiet
+from musictune.console import quiet_transformers
 
 CODEBOOK = 64
 """Entries per codebook; the id after the last stands for start and padding."""
@@ -59,7 +59,7 @@ def toy_network(vocabulary: int, channels: int) -> MusicgenForConditionalGenerat
         vocabulary: size of the tokenizer's.
         channels: 1, or 2 for a stereo decoder.
     """
-    with quiet(), torch.random.fork_rng([]):
+    with quiet_transformers(), torch.random.fork_rng([]):
         torch.manual_seed(0)
         return _build(vocabulary, channels)
 

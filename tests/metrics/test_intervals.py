@@ -128,3 +128,8 @@ def test_the_interval_of_a_count():
     assert (low, high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
     assert wilson_interval(0.0, 5)[0] == 0 and wilson_interval(1.0, 5)[1] == 1
     assert all(math.isnan(end) for end in wilson_interval(0.0, 0))
+
+
+def test_equal_values_have_themselves_as_mean_and_interval():
+    for count in (2, 3, 7, 10, 49):
+        assert mean_interval(np.ones(count)) == (1.0, 1.0, 1.0)

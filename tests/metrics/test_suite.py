@@ -20,7 +20,14 @@ from musictune.metrics.gaussian import Gaussian
 from musictune.metrics.listening import Heard
 from musictune.metrics.registry import clip_metrics, set_metrics
 from musictune.metrics.statistics_files import Statistics
-from musictune.metrics.suite import EMBEDDER, HeardSet, clip_values, listeners, score_sets
+from musictune.metrics.suite import (
+    EMBEDDER,
+    Evaluation,
+    HeardSet,
+    clip_values,
+    listeners,
+    score_sets,
+)
 
 NAMES = set(ABOUT_ALIGNMENT)
 NAMES |= {name for metric in set_metrics() for name in metric.scores}
@@ -188,3 +195,13 @@ def test_seeds_of_one_prompt_count_as_one():
     assert (score.n, score.note) == (24, "over 6 prompts, each counting once")
     alone, _ = compare(made, np.zeros(24), pairs, about, ["p"] * 24)
     assert "nothing of other prompts" in alone.note  # type: ignore[union-attr]
+
+
+def test_an_interval_that_is_missing_has_a_reason():
+    result = Evaluation()
+    result.add({"alone": Score(1.0, math.nan, math.nan, 1, "higher")})
+    result.add({"known": Score(1.0, math.nan, math.nan, 5, "higher", "too few")}, "against/")
+    result.add({"theirs": Score(1.0, math.nan, math.nan, 5, "higher")})
+    assert result.scores["alone"].note == "one clip has no interval"
+    assert result.scores["against/known"].note == "too few"
+    assert result.scores["theirs"].note.startswith("no interval")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from musictune.console import quiet_transformers
 from musictune.errors import InputError
 from musictune.files import sha256
 
@@ -58,22 +59,6 @@ def folder_hash(folder: Path, files: Sequence[str] = FILES) -> str:
     found = sorted({path for pattern in files for path in folder.glob(pattern)})
     listing = "".join(f"{path.name} {sha256(path)}\n" for path in found)
     return hashlib.sha256(listing.encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Inside, transformers draws no bars and prints no advice."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def aligned(model: Any) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from musictune.console import quiet_transformers
 from musictune.errors import InputError
 from musictune.metrics.embedders.base import Embedder
 from musictune.metrics.embedders.folders import (
@@ -18,7 +19,6 @@ from musictune.metrics.embedders.folders import (
     aligned,
     folder_hash,
     model_folder,
-    quiet_transformers,
 )
 from musictune.metrics.embedders.selftest import check_embedder
 from musictune.metrics.embedders.weights import fill, fold_weight_norm, read_weights
