@@ -1,4 +1,4 @@
-"""For every test: no network, no GPU kernels compiled, one seed, few threads."""
+"""For every test: no network, kernels interpreted unless there is a GPU, one seed, few threads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import socket
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRITON_INTERPRET"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
 # numba keeps what it compiles beside librosa; of two workers that do so at once one may crash.
 os.environ["NUMBA_CACHE_DIR"] = str(
@@ -22,6 +21,8 @@ import torch
 
 from musictune import console
 
+# Before anything imports Triton. Where there is a GPU its kernels are compiled and run there.
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 torch.set_num_threads(1)  # two threads on two busy cores can be ten times slower than one
 
 

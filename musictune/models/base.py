@@ -70,6 +70,14 @@ class MusicModel(nn.Module, ABC):
     def text_encoder(self) -> nn.Module:
         """The part that reads the text; concept tokens become rows of its embedding."""
 
+    def half_backbone(self) -> None:
+        """Hold the backbone's weights in bfloat16, once, and compute with them as they are.
+
+        For before a method is attached: what it trains is then fp32 beside them. Text encoder and
+        codec stay as they are, so tokens and what an adapter is recognised by do not change.
+        """
+        self.backbone.to(torch.bfloat16)
+
     @abstractmethod
     def encode(self, clips: Sequence[Clip]) -> Batch:
         """Resample and tokenise clips of any rate and channel count."""

@@ -114,6 +114,12 @@ class MusicGen(MusicModel):
         """The T5 encoder."""
         return self.network.text_encoder
 
+    def half_backbone(self) -> None:
+        """As in the base class; text states follow on every way into the decoder."""
+        super().half_backbone()
+        if _half_states not in self.backbone._forward_pre_hooks.values():
+            self.backbone.register_forward_pre_hook(_half_states, with_kwargs=True)
+
     @property
     def device(self) -> torch.device:
         """Where the decoder's weights are."""
@@ -293,6 +299,16 @@ class MusicGen(MusicModel):
             self._clip(wave[:, :samples], text) for wave, text in zip(waves, prompts, strict=True)
         ]
         return Batch(codes, lengths, tuple(prompts)), clips
+
+
+def _half_states(
+    decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Text states in the dtype of the decoder's own weights."""
+    states = kwargs.get("encoder_hidden_states")
+    if states is not None:
+        kwargs["encoder_hidden_states"] = states.to(decoder.dtype)
+    return args, kwargs
 
 
 @contextlib.contextmanager
