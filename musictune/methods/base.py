@@ -31,6 +31,16 @@ class TuningMethod(ABC):
     learning_rate: float
     """What suits this method when a recipe names no rate."""
 
+    mergeable: ClassVar[bool] = True
+    """Whether ``merge`` can fold the change into plain weights; what cannot has a ``scale``, 0..1,
+    that stands for the weight of an adapter, and is used live."""
+
+    frozen_base: bool = True
+    """Whether what is trained lies in tensors of its own, so that the base can be held in bf16."""
+
+    needs_gradients: bool = False
+    """Whether it steers training through gradients; ``mezo``, which has none, is then refused."""
+
     def check(self, model: MusicModel) -> None:  # noqa: B027
         """Refuse at once what ``attach`` would refuse after minutes of preparation.
 
@@ -57,6 +67,30 @@ class TuningMethod(ABC):
     def penalty(self, model: MusicModel) -> Tensor | None:
         """An extra loss, or None."""
         return None
+
+    def before_step(  # noqa: B027
+        self, model: MusicModel, optimizer: torch.optim.Optimizer, step: int, steps: int
+    ) -> None:
+        """Called before the first forward pass of each optimiser step.
+
+        What this and :meth:`after_step` do must follow from the method's own seed, ``step``, the
+        weights it saves and the optimiser's state, so that a resumed run stays the same to the bit.
+
+        Args:
+            model: the base with this method attached.
+            optimizer: with the moments of the trained parameters.
+            step: optimiser steps done, over all processes of the run; 0 at the first.
+            steps: of the whole run.
+        """
+
+    def after_step(  # noqa: B027
+        self, model: MusicModel, optimizer: torch.optim.Optimizer, step: int, steps: int
+    ) -> None:
+        """Called after the optimiser moved, with the same ``step`` as :meth:`before_step`.
+
+        Gradients are still those of this step. What is trained may be moved to other places here
+        (grow and prune), with its moments.
+        """
 
     @abstractmethod
     @contextlib.contextmanager

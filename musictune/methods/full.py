@@ -33,6 +33,7 @@ class Full(TuningMethod):
 
     name: ClassVar[str] = "full"
     learning_rate = 1e-4
+    frozen_base = False
 
     def __init__(self, targets: str = ".*") -> None:
         self.targets = targets

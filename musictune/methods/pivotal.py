@@ -1,24 +1,30 @@
-"""Pivotal parameters: find the few attention weights that a sound needs, train only those.
+"""Pivotal parameters: find the few weights that a sound needs, train only those.
 
-A reconstruction of the idea published as JEN-1 DreamStyler (arXiv 2406.12292). The paper's own
-share, schedule and learning rates are not public: every number here is ours and an option.
+A reconstruction of the idea published as JEN-1 DreamStyler (arXiv 2406.12292), and other rules to
+choose by, which it can be compared with. The paper's own share, schedule and learning rates are
+not public: every number here is ours and an option.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+import inspect
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from musictune import console
-from musictune.errors import CheckFailed, InputError
-from musictune.methods.base import TuningMethod, matched_modules, trained_parameters
-from musictune.methods.selection import Scope, narrowing, top_entries
-from musictune.methods.sparse import ProbeLinear, SparseDeltaLinear
+from musictune.errors import InputError
+from musictune.methods.base import TuningMethod, matched_modules
+from musictune.methods.budget import Budget, Scope, target_pattern
+from musictune.methods.evidence import Evidence, Looking
+from musictune.methods.online import SCHEDULES, Schedule, by_depth
+from musictune.methods.selection import RULES, known_rule, looks
+from musictune.methods.sparse import Chosen, Kind, SelectedLinear
 from musictune.methods.storage import (
     from_options,
     load_json,
@@ -26,23 +32,42 @@ from musictune.methods.storage import (
     save_json,
     save_tensors,
 )
+from musictune.methods.units import Granularity, Units, known_granularity, refuse_whole
 from musictune.models.base import Batch, MusicModel
 
 
 class Pivotal(TuningMethod):
-    """Trains the entries of the attention projections that move most towards the clips.
+    """Trains the weights that a rule chooses, in place, within a budget.
 
-    ``prepare`` trains a change of the whole projections for a few steps, keeps the entries that
-    moved most, starts again from zero with only those, and so narrows down over ``rounds`` to
-    ``fraction``. ``attach`` starts from the base once more and trains the survivors.
+    By default ``prepare`` trains a change of the whole attention projections for a few steps, keeps
+    the entries that moved most, starts again from zero with only those, and so narrows down over
+    ``rounds`` to the budget. ``attach`` starts from the base once more and trains the survivors.
 
     Args:
-        fraction: share of the matched weights to train, in (0, 1].
-        rounds: how often to probe and narrow.
+        fraction: share of the matched weights to train, in (0, 1]; 0.05 where no budget is given.
+        count: number of weights to train, instead of ``fraction``.
+        kilobytes: size of what is saved, values and indices, instead of ``fraction``: thousands of
+            bytes, 8 per single weight, about 4 per weight of a row or column.
+        selection: what chooses: ``delta``, ``lottery``, ``sensitivity``, ``gradient``, ``mask``,
+            ``heads``, ``magnitude``, ``random``, ``half``, ``layers`` or ``grow``.
+        granularity: ``element``, ``row``, ``column``, ``head`` or ``channel``; ``heads`` always
+            chooses whole heads.
+        scope: rank over all matrices together (``global``) or in each (``matrix``).
+        targets: what may be chosen: ``value``, ``query``, ``key``, ``output``, ``self_attention``,
+            ``cross_attention``, ``feed_forward``, ``all``, several with commas between, or a
+            regular expression over layer names; the model's own choice by default.
+        rounds: short trainings of ``delta``; other rules that look at clips see as many batches.
         probe_steps: training steps per round.
-        probe_lr: learning rate of the probe.
-        targets: regular expression over layer names; the model's own choice by default.
-        scope: rank entries over all matrices together (``global``) or in each (``matrix``).
+        probe_lr: learning rate while looking.
+        dropout: share of the change left out at random in each training step.
+        seed: of all that a rule draws.
+        interval: with ``half`` and ``grow``, training steps between redraws and exchanges.
+        active: with ``layers``, share of the layers that train at a step.
+        exchange: with ``grow``, share of the weights that the first exchange moves.
+
+    Attributes:
+        chosen: which weights of which layers, after ``prepare``.
+        layers: the layers with their trained values, after ``attach``.
 
     Raises:
         InputError: an option is out of range.
@@ -53,91 +78,136 @@ class Pivotal(TuningMethod):
 
     def __init__(
         self,
-        fraction: float = 0.05,
+        fraction: float | None = None,
         rounds: int = 3,
         probe_steps: int = 30,
         probe_lr: float = 1e-3,
         targets: str | None = None,
         scope: Scope = "global",
+        count: int | None = None,
+        kilobytes: float | None = None,
+        selection: str = "delta",
+        granularity: Granularity = "element",
+        dropout: float = 0.0,
+        seed: int = 0,
+        interval: int = 20,
+        active: float = 0.5,
+        exchange: float = 0.2,
     ) -> None:
-        if not 0 < fraction <= 1:
-            raise InputError(f"fraction {fraction} must lie above 0 and at most 1, such as 0.05")
-        if rounds < 1 or probe_steps < 1:
-            raise InputError(f"rounds {rounds} and probe_steps {probe_steps} must be at least 1")
+        if fraction is None and count is None and kilobytes is None:
+            fraction = 0.05
+        self.budget = Budget(fraction, count, kilobytes)
+        self.fraction, self.count, self.kilobytes = fraction, count, kilobytes
+        if rounds < 1 or probe_steps < 1 or interval < 1:
+            raise InputError(
+                f"rounds {rounds}, probe_steps {probe_steps} and interval {interval} must be at "
+                "least 1"
+            )
         if not 0 < probe_lr < float("inf"):
             raise InputError(f"probe_lr {probe_lr} must be a positive number, such as 0.001")
-        if scope not in ("global", "matrix"):
+        if scope not in get_args(Scope):
             raise InputError(f"scope {scope!r} must be 'global' or 'matrix'")
-        self.fraction = fraction
-        self.rounds = rounds
-        self.probe_steps = probe_steps
-        self.probe_lr = probe_lr
-        self.targets = targets
+        for option, value in (("active", active), ("exchange", exchange)):
+            if not 0 < value <= 1:
+                raise InputError(f"{option} {value} must lie above 0 and at most 1, such as 0.5")
+        if not 0 <= dropout < 1:
+            raise InputError(f"dropout {dropout} must be at least 0 and below 1")
+        if not 0 <= seed < 2**62:
+            raise InputError(f"seed {seed} must be 0 or a positive number below 2^62")
+        self.selection = known_rule(selection)
+        self.granularity: Granularity = _granularity(selection, known_granularity(granularity))
         self.scope: Scope = scope
-        self._chosen: dict[str, Tensor] = {}
-        self._layers: dict[str, SparseDeltaLinear] = {}
+        self.targets = targets
+        self.rounds, self.probe_steps, self.probe_lr = rounds, probe_steps, probe_lr
+        self.dropout, self.seed = dropout, seed
+        self.interval, self.active, self.exchange = interval, active, exchange
+        self.chosen: dict[str, Chosen] = {}
+        self.layers: dict[str, SelectedLinear] = {}
+        # They rest weights by giving them no gradient, or read gradients to exchange them.
+        self.needs_gradients = selection in SCHEDULES
+        self._schedule = SCHEDULES.get(selection, Schedule)(seed, interval, active, exchange)
         self._backbone_size = 0
+        self._seconds: float | None = None
 
     def check(self, model: MusicModel) -> None:
-        """Refuse targets that match nothing."""
-        self._matched(model)
+        """Refuse targets that match nothing, and a budget or granularity that does not fit them."""
+        self._units(model)
 
     def prepare(self, model: MusicModel, batches: Iterator[Batch]) -> None:
-        """Choose the entries. Weights that already train in ``model`` train along, and go back."""
-        linears = self._matched(model)
-        companions = trained_parameters(model)
-        before = {name: p.detach().clone() for name, p in companions.items()}
-        probes = {name: ProbeLinear(linear) for name, linear in linears.items()}
-        for name, probe in probes.items():
-            model.backbone.set_submodule(name, probe)
+        """Choose the weights. Those that already train in ``model`` train along, and go back.
+
+        The choice follows from ``seed`` and the batches alone.
+
+        Raises:
+            InputError: as :meth:`check`, or all of a matrix was chosen.
+            CheckFailed: a loss or score was no number.
+        """
+        began = time.monotonic()
+        linears, units = self._units(model)
+        looking = Looking(self.selection, self.rounds, self.probe_steps, self.probe_lr, self.seed)
+        training = model.training
+        model.train(False)  # dropout would make the choice depend on more than the batches
         try:
-            with console.progress("finding pivotal weights", self.rounds * self.probe_steps) as go:
-                for share in narrowing(self.fraction, self.rounds):
-                    deltas = {name: probe.delta for name, probe in probes.items()}
-                    _reset(deltas.values())
-                    _restore(companions, before)
-                    self._probe(model, batches, [*deltas.values(), *companions.values()], go)
-                    moved = {n: (p.delta * p.mask).abs() for n, p in probes.items()}
-                    self._chosen = top_entries(moved, share, self.scope)
-                    for name, probe in probes.items():
-                        probe.mask.zero_().view(-1)[self._chosen[name]] = 1
+            with self._progress() as advance:
+                evidence = Evidence(
+                    model, linears, batches, units, self.budget, self.scope, looking, advance
+                )
+                scores = evidence.finite(RULES[self.selection](evidence))
         finally:
-            for name, linear in linears.items():
-                model.backbone.set_submodule(name, linear)
-            _restore(companions, before)
+            model.train(training)
+        chosen = units.choose(scores, self.budget, self.scope)
+        refuse_whole(chosen, units.shapes)
+        self.chosen = chosen
+        self._seconds = time.monotonic() - began
 
     def attach(self, model: MusicModel) -> None:
-        """Train the entries that ``prepare`` chose.
+        """Train the weights that ``prepare`` chose.
 
         Raises:
             InputError: no layer matched, or nothing was chosen.
         """
         linears = self._matched(model)
-        if not self._chosen:
+        if not self.chosen:
             raise InputError("pivotal has chosen no weights yet; call prepare before attach")
-        self._wrap(model, linears, self._chosen)
+        self._wrap(model, {name: linears[name] for name in self.chosen})
+
+    def before_step(
+        self, model: MusicModel, optimizer: torch.optim.Optimizer, step: int, steps: int
+    ) -> None:
+        """Let the rule say what trains at this step, and dropout draw anew, resting layers too."""
+        for layer in self.layers.values():
+            layer.redraw()
+        self._schedule.before(self.layers, optimizer, step, steps)
+
+    def after_step(
+        self, model: MusicModel, optimizer: torch.optim.Optimizer, step: int, steps: int
+    ) -> None:
+        """Let the rule exchange what trains."""
+        self._schedule.after(self.layers, optimizer, step, steps)
+        self.chosen = {name: layer.chosen for name, layer in self.layers.items()}
 
     @contextlib.contextmanager
     def disabled(self, model: MusicModel) -> Iterator[None]:
         """The base itself inside."""
-        for layer in self._layers.values():
+        for layer in self.layers.values():
             layer.enabled = False
         try:
             yield
         finally:
-            for layer in self._layers.values():
+            for layer in self.layers.values():
                 layer.enabled = True
 
     def save(self, model: MusicModel, folder: Path) -> None:
         """``pivotal.safetensors`` (indices and values of each layer) and ``pivotal.json``."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {}
-        for name, layer in self._layers.items():
-            tensors[f"{name}.indices"] = layer.indices
+        tensors, layers = {}, {}
+        for name, layer in self.layers.items():
+            tensors[f"{name}.indices"] = layer.chosen.indices.to(torch.int32)
             tensors[f"{name}.values"] = layer.values
+            shape = list(layer.base.weight.shape)
+            layers[name] = {"shape": shape, "kind": layer.chosen.kind}
         save_tensors(tensors, folder / "pivotal.safetensors")
-        shapes = {name: list(layer.base.weight.shape) for name, layer in self._layers.items()}
-        save_json({"options": self._options(), "shapes": shapes}, folder / "pivotal.json")
+        save_json({"options": self._options(), "layers": layers}, folder / "pivotal.json")
 
     @classmethod
     def load(cls, model: MusicModel, folder: Path) -> Self:
@@ -150,46 +220,54 @@ class Pivotal(TuningMethod):
         tensors = load_tensors(folder / "pivotal.safetensors")
         method = from_options(cls, config, folder)
         modules = dict(model.backbone.named_modules())
-        linears, chosen = {}, {}
-        for name, shape in config.get("shapes", {}).items():
-            linear, indices = modules.get(name), tensors.get(f"{name}.indices")
-            values = tensors.get(f"{name}.values")
+        linears, values = {}, {}
+        for name, (shape, kind) in _described(config, folder).items():
+            linear = modules.get(name)
             if not isinstance(linear, nn.Linear) or list(linear.weight.shape) != shape:
                 raise InputError(
                     f"adapter {folder} was made for another base: it has no {name} of {shape}"
                 )
-            if not _valid(indices, values, linear.weight.numel()):
-                raise InputError(f"adapter {folder} is damaged: {name} does not fit its layer")
-            linears[name], chosen[name] = linear, indices
+            method.chosen[name], values[name] = _read(tensors, name, linear, kind, folder)
+            linears[name] = linear
         if not linears:
             raise InputError(f"adapter {folder} is damaged: it changes no layer")
-        method._wrap(model, linears, chosen)
-        for name, layer in method._layers.items():
+        method._wrap(model, linears)
+        for name, layer in method.layers.items():
             with torch.no_grad():
-                layer.values.copy_(tensors[f"{name}.values"])
+                layer.values.copy_(values[name])
         return method
 
     def merge(self, model: MusicModel, weight: float = 1.0) -> None:
         """Add ``weight`` times the values to the plain weights and detach."""
-        for name, layer in self._layers.items():
+        for name, layer in self.layers.items():
             model.backbone.set_submodule(name, layer.merged(weight))
-        self._layers = {}
+        self.layers = {}
 
     def detach(self, model: MusicModel) -> None:
-        """Put the plain layers back."""
-        for name, layer in self._layers.items():
-            model.backbone.set_submodule(name, layer.base)
-        self._layers = {}
+        """Put the plain layers back, with the bits they came with."""
+        for name, layer in self.layers.items():
+            model.backbone.set_submodule(name, layer.restored())
+        self.layers = {}
 
     def describe(self) -> dict[str, int | float | str]:
-        """Matched layers, trained entries and their share of the backbone."""
-        trained = sum(layer.values.numel() for layer in self._layers.values())
-        return {
+        """Matched layers, trained weights and their share of the backbone, how and where chosen."""
+        counts = {name: layer.values.numel() for name, layer in self.layers.items()}
+        depths = by_depth(counts)
+        facts: dict[str, int | float | str] = {
             "method": self.name,
-            "matched_layers": len(self._layers),
-            "trained_parameters": trained,
-            "share_of_backbone": trained / max(self._backbone_size, 1),
+            "matched_layers": len(counts),
+            "trained_parameters": sum(counts.values()),
+            "share_of_backbone": sum(counts.values()) / max(self._backbone_size, 1),
+            "selection": self.selection,
+            "granularity": self.granularity,
+            "trained_by_depth": ", ".join(
+                f"{depth or 'other'}: {sum(counts[n] for n in names)}"
+                for depth, names in sorted(depths.items(), key=lambda d: (len(d[0]), d[0]))
+            ),
         }
+        if self._seconds is not None:
+            facts["selection_seconds"] = round(self._seconds, 1)
+        return facts
 
     @classmethod
     def toy(cls) -> Self:
@@ -197,78 +275,89 @@ class Pivotal(TuningMethod):
         return cls(fraction=0.1, rounds=2, probe_steps=3)
 
     def _matched(self, model: MusicModel) -> dict[str, nn.Linear]:
-        found = matched_modules(model.backbone, self.targets or model.targets)
+        pattern = target_pattern(self.targets) if self.targets else model.targets
+        found = matched_modules(model.backbone, pattern)
         return {name: module for name, module in found.items() if isinstance(module, nn.Linear)}
 
-    def _wrap(
-        self, model: MusicModel, linears: dict[str, nn.Linear], chosen: dict[str, Tensor]
-    ) -> None:
+    def _units(self, model: MusicModel) -> tuple[dict[str, nn.Linear], Units]:
+        linears = self._matched(model)
+        units = Units.of(model.backbone, linears, self.granularity)
+        units.check(self.budget, self.scope)
+        return linears, units
+
+    def _progress(self) -> contextlib.AbstractContextManager[console.Advance]:
+        if not looks(self.selection):
+            return contextlib.nullcontext(lambda steps=1, text="": None)
+        return console.progress("finding pivotal weights", self.rounds * self.probe_steps)
+
+    def _wrap(self, model: MusicModel, linears: Mapping[str, nn.Linear]) -> None:
         self._backbone_size = sum(p.numel() for p in model.backbone.parameters())
         model.requires_grad_(False)
-        self._chosen = chosen
-        self._layers = {
-            name: SparseDeltaLinear(linear, chosen[name])
+        self.layers = {
+            name: SelectedLinear(linear, self.chosen[name], self.dropout)
             for name, linear in linears.items()
-            if len(chosen[name])
         }
-        for name, layer in self._layers.items():
+        for name, layer in self.layers.items():
             model.backbone.set_submodule(name, layer)
 
-    def _probe(
-        self,
-        model: MusicModel,
-        batches: Iterator[Batch],
-        parameters: list[nn.Parameter],
-        advance: console.Advance,
-    ) -> None:
-        optimizer = torch.optim.AdamW(parameters, lr=self.probe_lr, weight_decay=0.0)
-        frozen = [p for p in model.parameters() if all(p is not q for q in parameters)]
-        flags = [p.requires_grad for p in frozen]
-        for p in frozen:
-            p.requires_grad_(False)
-        try:
-            for step in range(self.probe_steps):
-                loss = model.nll(next(batches)).mean()
-                if not torch.isfinite(loss):
-                    raise CheckFailed(
-                        f"the loss became {loss.item()} at probe step {step}; "
-                        f"lower probe_lr (now {self.probe_lr}) or check the clips"
-                    )
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                advance(text=f"loss {loss.item():.3f}")
-        finally:
-            for p, flag in zip(frozen, flags, strict=True):
-                p.requires_grad_(flag)
-
     def _options(self) -> dict[str, Any]:
-        return {
-            "fraction": self.fraction,
-            "rounds": self.rounds,
-            "probe_steps": self.probe_steps,
-            "probe_lr": self.probe_lr,
-            "targets": self.targets,
-            "scope": self.scope,
-        }
+        return {name: getattr(self, name) for name in inspect.signature(Pivotal).parameters}
 
 
-@torch.no_grad()
-def _reset(deltas: Iterable[Tensor]) -> None:
-    for delta in deltas:
-        delta.zero_()
+def _granularity(selection: str, granularity: Granularity) -> Granularity:
+    if selection == "heads":
+        if granularity not in ("element", "head"):
+            raise InputError(
+                f"selection heads chooses whole heads, so granularity {granularity} cannot be; "
+                "leave it out"
+            )
+        return "head"
+    if selection == "grow" and granularity != "element":
+        raise InputError(
+            f"selection grow exchanges single weights, so granularity {granularity} cannot be; "
+            "leave it out, or choose another selection"
+        )
+    return granularity
 
 
-@torch.no_grad()
-def _restore(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(values[name])
-        parameter.grad = None
+def _described(config: Mapping[str, Any], folder: Path) -> dict[str, tuple[list[int], str]]:
+    """Shape and kind of each saved layer; adapters of before there were kinds hold elements."""
+    try:
+        if "layers" in config:
+            return {n: (list(e["shape"]), str(e["kind"])) for n, e in config["layers"].items()}
+        return {n: (list(shape), "elements") for n, shape in config.get("shapes", {}).items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"adapter {folder} is damaged: pivotal.json names no layers") from error
 
 
-def _valid(indices: Tensor | None, values: Tensor | None, size: int) -> bool:
-    if indices is None or values is None or indices.dtype != torch.int32:
-        return False
-    if indices.dim() != 1 or indices.shape != values.shape or not len(indices):
-        return False
-    return int(indices.min()) >= 0 and int(indices.max()) < size
+def _read(
+    tensors: Mapping[str, Tensor], name: str, linear: nn.Linear, kind: str, folder: Path
+) -> tuple[Chosen, Tensor]:
+    """Checked indices and values of one layer."""
+
+    def damaged(what: str) -> InputError:
+        return InputError(
+            f"adapter {folder} is damaged: {what} of {name}; copy it again or tune again"
+        )
+
+    if kind not in get_args(Kind):
+        raise damaged(f"kind {kind!r}")
+    indices, values = tensors.get(f"{name}.indices"), tensors.get(f"{name}.values")
+    if indices is None or values is None:
+        raise damaged("no indices or values")
+    out, width = linear.weight.shape
+    count = indices.numel()
+    bound, expected = {
+        "elements": (out * width, [count]),
+        "rows": (out, [count, width]),
+        "columns": (width, [out, count]),
+    }[kind]
+    if indices.dtype != torch.int32 or indices.dim() != 1 or not len(indices):
+        raise damaged("indices that are no list of int32")
+    if int(indices[0]) < 0 or int(indices[-1]) >= bound or bool((indices.diff() <= 0).any()):
+        raise damaged(f"indices that are unsorted, repeated or outside 0 to {bound - 1}")
+    if list(values.shape) != expected or not values.is_floating_point():
+        raise damaged(f"values of shape {list(values.shape)} instead of {expected}")
+    if not torch.isfinite(values).all():
+        raise damaged("values that are no numbers")
+    return Chosen(kind, indices.long()), values  # type: ignore[arg-type]
