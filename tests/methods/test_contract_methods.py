@@ -13,21 +13,32 @@ import torch
 from torch import Tensor
 
 from musictune.errors import InputError
+from musictune.generation import Engine
+from musictune.generation.sampling import Sampling
 from musictune.methods import attach_adapter, load_adapter, methods, save_adapter
 from musictune.methods.base import TuningMethod, trained_parameters
+from musictune.methods.bottleneck import Bottleneck
 from musictune.methods.combined import Combined
 from musictune.methods.concept_tokens import ConceptTokens
 from musictune.methods.full import Full
 from musictune.methods.peft import Peft
 from musictune.methods.pivotal import Pivotal
+from musictune.methods.prefix import Prefix
+from musictune.methods.prompt import PromptTuning
+from musictune.methods.scale_shift import ScaleShift
 from musictune.models.base import Batch, MusicModel
-from musictune.models.musicgen import MusicGen
+from musictune.models.musicgen import MusicGen, _spied
 
-PEFT_KINDS = {
+PEFT_KINDS: dict[str, dict[str, object]] = {
     "lora": {"r": 2},
     "dora": {"r": 2},
-    "ia3": {},
+    "rslora": {"r": 2},
+    "pissa": {"r": 2},
+    "miss": {"r": 2},
     "oft": {"oft_block_size": 4},
+    "vera": {"r": 4},
+    "shira": {"r": 2},
+    "ia3": {},
     "lokr": {"r": 2},
 }
 
@@ -37,11 +48,15 @@ def build(case: str) -> TuningMethod:
         return Peft(case, PEFT_KINDS[case])
     if case == "combined_peft":
         return Combined([ConceptTokens.toy(), Peft.toy()])
+    if case == "combined_live":
+        return Combined([ConceptTokens.toy(), Bottleneck.toy()])
     return methods()[case].toy()
 
 
-CASES = [*(name for name in methods() if name != "peft"), *PEFT_KINDS, "combined_peft"]
-FAST = {"full": 1e-2, "oft": 3e-2, "ia3": 5e-2}
+CASES = [*(n for n in methods() if n != "peft"), *PEFT_KINDS, "combined_peft", "combined_live"]
+FAST = {"full": 1e-2, "oft": 3e-2, "ia3": 5e-2, "vera": 1e-1, "prefix": 1e-1, "prompt_tuning": 1e-1}
+LIVE = [*(n for n, kind in methods().items() if not kind.mergeable), "combined_live"]
+MERGED = [case for case in CASES if case not in LIVE]
 
 
 @functools.cache
@@ -100,17 +115,21 @@ def test_starts_as_the_identity(case: str) -> None:
 
 
 def test_gradients_reach_every_part_and_only_its_own_weights_move(case: str) -> None:
-    model, _ = attached(case)
-    before = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+    model, method = attached(case)
+    frozen = {n: p for n, p in model.named_parameters() if not p.requires_grad}
+    # A method may write its change into the weights, or take its start out of them; switched off,
+    # it has to bring them back.
+    with method.disabled(model):
+        before = {name: parameter.detach().clone() for name, parameter in frozen.items()}
     buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
     learn(model, steps=3)
     trained = trained_parameters(model)
     reached = [n for n, p in trained.items() if p.grad is not None and p.grad.abs().sum() > 0]
     # A norm that a model does not use is no fault of the method.
     assert len(reached) >= 0.7 * len(trained)
-    for name, parameter in model.named_parameters():
-        if name in before:
-            assert parameter.grad is None
+    assert all(parameter.grad is None for parameter in frozen.values())
+    with method.disabled(model):
+        for name, parameter in frozen.items():
             assert torch.equal(parameter, before[name]), name
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, buffers[name]), name
@@ -141,6 +160,7 @@ def test_saved_and_loaded_is_equal_and_still_trains(case: str, tmp_path: Path) -
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize("case", MERGED)
 def test_merged_is_close_and_leaves_plain_modules(case: str) -> None:
     model, method = attached(case)
     learn(model)
@@ -153,6 +173,7 @@ def test_merged_is_close_and_leaves_plain_modules(case: str) -> None:
     assert kinds == {type(module).__name__ for module in base().modules()}
 
 
+@pytest.mark.parametrize("case", MERGED)
 def test_half_the_weight_is_half_the_way(case: str, tmp_path: Path) -> None:
     model, method = attached(case)
     learn(model)
@@ -168,6 +189,69 @@ def test_half_the_weight_is_half_the_way(case: str, tmp_path: Path) -> None:
         assert torch.allclose(half[name], (none[name] + whole[name]) / 2, atol=1e-5), name
     for name, parameter in base().backbone.named_parameters():
         assert torch.allclose(none[f"network.decoder.{name}"], parameter, atol=1e-6), name
+
+
+@pytest.mark.parametrize("case", LIVE)
+def test_what_cannot_be_merged_says_so_and_stays_as_it_is(case: str) -> None:
+    model, method = attached(case)
+    learn(model)
+    expected = output(model)
+    with pytest.raises(InputError, match="cannot be folded") as caught:
+        method.merge(model)
+    assert "\n" not in str(caught.value)
+    assert torch.equal(output(model), expected)
+
+
+def test_nothing_is_merged_where_one_of_several_cannot_be() -> None:
+    """Wherever it stands among them."""
+    model, method = toy(), Combined([Bottleneck.toy(), Pivotal(0.1, selection="random")])
+    method.prepare(model, itertools.repeat(batch()))
+    method.attach(model)
+    learn(model)
+    expected = output(model)
+    with pytest.raises(InputError, match="bottleneck cannot be folded"):
+        method.merge(model)
+    assert torch.equal(output(model), expected)
+    method.detach(model)
+    assert torch.equal(output(model), output(base()))
+
+
+@pytest.mark.parametrize("case", LIVE)
+def test_what_cannot_be_merged_is_loaded_live_and_scaled(case: str, tmp_path: Path) -> None:
+    model, method = attached(case)
+    learn(model)
+    save_adapter(model, method, tmp_path)
+    given = "a bright piano"  # no new word: those come whole or not at all
+    heard = {}
+    for weight in (0.0, 0.5, 1.0):
+        fresh = toy()
+        load_adapter(fresh, tmp_path, weight)
+        heard[weight] = output(fresh, given)
+    assert torch.equal(heard[0.0], output(base(), given))
+    assert torch.allclose(heard[1.0], output(model, given), atol=1e-6)
+    assert not torch.allclose(heard[0.5], heard[0.0], atol=1e-6)
+    assert not torch.allclose(heard[0.5], heard[1.0], atol=1e-6)
+
+
+def test_music_made_live_is_that_of_transformers(case: str) -> None:
+    """Greedy, with a cache, by our loop and by the library's."""
+    model, _ = attached(case)
+    learn(model)
+    assert isinstance(model, MusicGen)
+    prompts, frames = ["a zorblax piano", "slow bright guitar"], 12
+    ids, mask = model.tokens(prompts)
+    with torch.no_grad(), _spied(model.network.audio_encoder) as decoded:
+        model.network.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            do_sample=False,
+            guidance_scale=3.0,
+            max_new_tokens=frames + 3,
+        )
+    theirs = torch.stack(decoded, 2).flatten(1, 2)
+    sampling = Sampling(top_k=1, guidance=3.0)
+    ours, _ = Engine(model).rollout(prompts, frames / model.frame_rate, 0, sampling)
+    assert torch.equal(ours.codes, theirs)
 
 
 def test_one_batch_overfits(case: str) -> None:
@@ -200,7 +284,9 @@ def test_describes_what_it_trains(case: str) -> None:
     assert method.describe()["trained_parameters"] == count
 
 
-@pytest.mark.parametrize("kind", [Pivotal, Peft, Full])
+@pytest.mark.parametrize(
+    "kind", [Pivotal, Peft, Full, Bottleneck, ScaleShift, Prefix, PromptTuning]
+)
 def test_targets_that_match_nothing_are_an_error(kind: type[TuningMethod]) -> None:
     method = kind(targets=r"no_such_layer$")  # type: ignore[call-arg]
     model = toy()

@@ -1,0 +1,197 @@
+"""Trained keys and values beside an attention block's own, behind a gate that starts shut.
+
+transformers lets an attention function be registered by name; ours calls the one it stands for and
+adds what the block's memories answer. The cache never holds a memory and no position shifts.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from musictune.errors import InputError
+from musictune.methods.base import matched_modules
+from musictune.methods.inserted import Inserted, InsertedModule, require_count, require_seed
+from musictune.models.base import Batch, MusicModel
+
+_PREFIX = "musictune_memory_"
+_PLAIN = ("sdpa", "eager")
+_SLOT = "memories"
+
+
+class Memory(InsertedModule):
+    """What one attention block remembers: its answer to queries, through ``tanh(gate)`` per head.
+
+    The gate is that of LLaMA-Adapter (Zhang et al. 2023, arXiv 2303.16199): the memory has a
+    softmax of its own, and a gate at zero makes it exactly nothing, with a gradient at once.
+
+    Args:
+        heads: of the attention block.
+    """
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(heads))
+
+    @abstractmethod
+    def pairs(self, attention: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values for ``attention``, each ``(heads, entries, head size)``."""
+
+    def heard(self, mask: Tensor | None) -> Tensor | None:
+        """Where this memory may be heard, to be multiplied with ``(clips, heads, steps, size)``."""
+        return None
+
+    def answer(self, attention: Any, query: Tensor, mask: Tensor | None) -> Tensor:
+        """What is added to the block's output, before its output projection.
+
+        Args:
+            attention: the block.
+            query: ``(clips, heads, steps, head size)``.
+            mask: the block's own, as its attention function gets it.
+
+        Returns:
+            ``(clips, steps, heads, head size)``.
+        """
+        keys, values = (
+            part.to(query.dtype).expand(len(query), -1, -1, -1) for part in self.pairs(attention)
+        )
+        found = F.scaled_dot_product_attention(query, keys, values, scale=attention.scaling)
+        gate = self.scale * self.gate.tanh().to(query.dtype)
+        found = found * gate[:, None, None]
+        heard = self.heard(mask)
+        if heard is not None:
+            found = found * heard.to(found.dtype)
+        return found.transpose(1, 2)
+
+
+class Remembering(Inserted):
+    """A method that gives attention blocks memories of ``length`` entries.
+
+    Args:
+        length: entries per block.
+        targets: regular expression over names of attention blocks.
+        seed: of the draw of what the memories begin as.
+    """
+
+    def __init__(self, length: int, targets: str, seed: int) -> None:
+        super().__init__()
+        self.length = require_count("length", length)
+        self.targets = targets
+        self.seed = require_seed(seed)
+        self._start: dict[str, Tensor] = {}
+
+    def options(self) -> dict[str, Any]:
+        """The arguments that build this method again."""
+        return {"length": self.length, "targets": self.targets, "seed": self.seed}
+
+    def check(self, model: MusicModel) -> None:
+        """Refuse targets that match no attention block, or one that cannot have a memory."""
+        self._blocks(model)
+
+    @torch.no_grad()
+    def prepare(self, model: MusicModel, batches: Iterator[Batch]) -> None:
+        """Begin with states that the base itself has on the first batch, drawn with ``seed``."""
+        self._start = self._look(model, next(batches))
+
+    @abstractmethod
+    def _look(self, model: MusicModel, batch: Batch) -> dict[str, Tensor]:
+        """``(length, width)`` states to begin with, by names of blocks."""
+
+    @abstractmethod
+    def _memories(self, blocks: dict[str, Any]) -> dict[str, Memory]:
+        """A memory per block."""
+
+    def draw(self, states: Tensor) -> Tensor:
+        """``length`` rows of ``states``, with ``seed``."""
+        generator = torch.Generator().manual_seed(self.seed)
+        rows = torch.randint(len(states), (self.length,), generator=generator)
+        return states[rows.to(states.device)].float()
+
+    def start(self, block: str, width: int) -> Tensor:
+        """``(length, width)`` fp32 states that a block's memory begins as."""
+        if block in self._start:
+            return self._start[block]
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randn(self.length, width, generator=generator)
+
+    def _insert(self, model: MusicModel) -> dict[str, InsertedModule]:
+        blocks = self._blocks(model)
+        memories = self._memories(blocks)
+        for name, block in blocks.items():
+            if not hasattr(block, _SLOT):
+                setattr(block, _SLOT, nn.ModuleDict())
+            getattr(block, _SLOT)[self.name] = memories[name]
+        _use(model.backbone)
+        return dict(memories)
+
+    def _remove(self, model: MusicModel) -> None:
+        for name in self._attached():
+            block: Any = model.backbone.get_submodule(name)
+            del block.memories[self.name]
+            if not block.memories:
+                del block.memories
+        if not any(hasattr(module, _SLOT) for module in model.backbone.modules()):
+            _leave(model.backbone)
+
+    def _blocks(self, model: MusicModel) -> dict[str, Any]:
+        found = matched_modules(model.backbone, self.targets, (nn.Module,))
+        needed = ("q_proj", "k_proj", "v_proj", "num_heads", "scaling")
+        blocks = {n: m for n, m in found.items() if all(hasattr(m, part) for part in needed)}
+        if not blocks:
+            raise InputError(
+                f"targets {self.targets!r} matched no attention block, only "
+                f"{', '.join(list(found)[:3])}; name blocks such as self_attn"
+            )
+        plain = _plain_name(model.backbone)
+        if plain not in _PLAIN:
+            raise InputError(
+                f"method {self.name} works with attention {' or '.join(_PLAIN)}, not with "
+                f"{plain}; load the base with one of them"
+            )
+        return blocks
+
+
+def _plain_name(backbone: Any) -> str:
+    return str(backbone.config._attn_implementation).removeprefix(_PREFIX)
+
+
+def _use(backbone: Any) -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    name = _plain_name(backbone)
+    AttentionInterface.register(_PREFIX + name, _attending(name))
+    AttentionMaskInterface.register(_PREFIX + name, ALL_MASK_ATTENTION_FUNCTIONS[name])
+    backbone.config._attn_implementation = _PREFIX + name
+
+
+def _leave(backbone: Any) -> None:
+    backbone.config._attn_implementation = _plain_name(backbone)
+
+
+def _attending(name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers.models.musicgen.modeling_musicgen import eager_attention_forward
+
+    plain = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
+
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        output, weights = plain(module, query, key, value, attention_mask, **options)
+        for memory in getattr(module, _SLOT, {}).values():
+            if memory.scale != 0:
+                output = output + memory.answer(module, query, attention_mask)
+        return output, weights
+
+    return attend
