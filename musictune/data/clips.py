@@ -133,6 +133,8 @@ def prepare_folder(
                 _account(report, item, taken, same_as)
         if not records:
             reasons = "; ".join(entry["reason"] for entry in report.refused[:_NAMED])
+            if report.short and seconds < 2 * _SHORTEST:
+                reasons += f"; windows of at most {seconds:g} s leave little: take longer ones"
             raise InputError(f"nothing in {source} can be used: {reasons}")
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")

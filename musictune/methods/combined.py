@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
+import torch
 from torch import Tensor
 
 from musictune.errors import InputError
@@ -36,6 +37,8 @@ class Combined(TuningMethod):
         self.methods = list(methods)
         # New words have a rate of their own; what trains the backbone comes after them.
         self.learning_rate = methods[-1].learning_rate
+        self.frozen_base = all(method.frozen_base for method in methods)
+        self.needs_gradients = any(method.needs_gradients for method in methods)
 
     def check(self, model: MusicModel) -> None:
         """Each method's ``check``."""
@@ -75,6 +78,20 @@ class Combined(TuningMethod):
         """The sum of all penalties."""
         found = [p for p in (method.penalty(model) for method in self.methods) if p is not None]
         return sum(found[1:], found[0]) if found else None
+
+    def before_step(
+        self, model: MusicModel, optimizer: torch.optim.Optimizer, step: int, steps: int
+    ) -> None:
+        """Each method's ``before_step``, in their order."""
+        for method in self.methods:
+            method.before_step(model, optimizer, step, steps)
+
+    def after_step(
+        self, model: MusicModel, optimizer: torch.optim.Optimizer, step: int, steps: int
+    ) -> None:
+        """Each method's ``after_step``, in their order."""
+        for method in self.methods:
+            method.after_step(model, optimizer, step, steps)
 
     @contextlib.contextmanager
     def disabled(self, model: MusicModel) -> Iterator[None]:
@@ -125,8 +142,14 @@ class Combined(TuningMethod):
         return cls(done)
 
     def merge(self, model: MusicModel, weight: float = 1.0) -> None:
-        """Merge all of them, the last one first."""
-        for method in reversed(self.methods):
+        """Merge all of them, the last one first.
+
+        Raises:
+            InputError: one of them cannot be merged; then none is.
+        """
+        # Those first: they refuse, and what has been merged cannot be taken back.
+        order = sorted(reversed(self.methods), key=lambda method: method.mergeable)
+        for method in order:
             method.merge(model, weight)
 
     def detach(self, model: MusicModel) -> None:

@@ -64,6 +64,9 @@ class KeepBest(AfterStep):
     equal steps the first is kept. What is kept lies in one folder that is whole or absent; a
     resumed run forgets what was kept after its start and comes to it again.
 
+    With ``patience`` in the settings the run ends once so many scores in a row did not beat the
+    best; ``metrics.csv`` says so in a column of its own.
+
     Args:
         play: makes the previews, the same ones for the same weights.
         closeness: cosine with the held-out clips.
@@ -71,7 +74,7 @@ class KeepBest(AfterStep):
         folder: gets ``best-NNNNNN``.
     """
 
-    columns = COLUMNS
+    columns = (*COLUMNS, "stopped")
 
     def __init__(
         self, play: Callable[[], list[Clip]], closeness: Reward, fidelity: Reward, folder: Path
@@ -89,6 +92,7 @@ class KeepBest(AfterStep):
                 shutil.rmtree(path, ignore_errors=True)
         best = find_best(self.folder)
         self._highest = best.alignment if best else -math.inf
+        self._kept = best.step if best else 0
         if module.start == 0:
             module.figures |= self._score(0)
 
@@ -100,10 +104,17 @@ class KeepBest(AfterStep):
         scores = self._score(step)
         module.figures |= scores
         if scores["alignment"] <= self._highest:
+            # Counted from the steps themselves, so that a resumed run counts alike.
+            waited = step // settings.score_every - self._kept // settings.score_every
+            if settings.patience and waited >= settings.patience and step < settings.steps:
+                module.stopped = (
+                    f"no better than step {self._kept} in {waited} scored previews in a row"
+                )
+                trainer.should_stop = True
             return
         target = self.folder / f"best-{step:06d}"
         save_whole(target, module.write, {"step": step, "alignment": scores["alignment"]})
-        self._highest = scores["alignment"]
+        self._highest, self._kept = scores["alignment"], step
         for old in self.folder.glob("best-*"):
             if old != target:
                 shutil.rmtree(old, ignore_errors=True)
@@ -169,7 +180,7 @@ def scored_prompts(prompt: str, concept: Concept | None, captions: Sequence[str]
     prompts = list(dict.fromkeys(text for text in wanted if text))[: len(_TEMPLATES)]
     if not prompts:
         raise InputError(
-            "keep best needs prompts to play, and the held-out clips have no captions; set "
-            "run.prompt, or keep last"
+            "scored previews need prompts to play, and the held-out clips have no captions; set "
+            "run.prompt, or keep last with objective loss"
         )
     return prompts

@@ -64,7 +64,7 @@ class Metrics(AfterStep):
         self._before = float(rows[-1]["seconds"]) if rows else 0.0
         stream = self._stack.enter_context(self.path.open("w", encoding="utf-8", newline=""))
         others: list[Any] = [c for c in trainer.callbacks if isinstance(c, AfterStep)]  # type: ignore[attr-defined]
-        columns = [*COLUMNS, *(name for other in others for name in other.columns)]
+        columns = [*COLUMNS, *module.columns, *(n for other in others for n in other.columns)]
         self._rows = csv.DictWriter(stream, columns, extrasaction="ignore")
         self._rows.writeheader()
         self._rows.writerows(rows)
@@ -81,17 +81,18 @@ class Metrics(AfterStep):
     def after_step(self, trainer: pl.Trainer, module: Stepped) -> None:
         """One row."""
         step, settings = module.step, module.settings
-        loss = sum(module.losses) / len(module.losses)
-        module.losses.clear()
+        passes = module.passes
+        means = {name: sum(one[name] for one in passes) / len(passes) for name in passes[0]}
         every = settings.held_out_every
         # What is scored has its loss beside it.
         due = step == settings.steps or (every and step % every == 0) or module.figures
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         held_out = module.held_out_loss() if due else None
-        row = {"step": step, "loss": loss, "held_out_loss": held_out, "lr": rate}
-        self._write(module, row)
+        module.passes.clear()
+        self._write(module, {"step": step, "held_out_loss": held_out, "lr": rate, **means})
         speed = (step - module.start) / (time.monotonic() - self._began)
-        self._advance(1, f"loss {loss:.3f}, {speed:.1f} steps/s")
+        name, value = next(iter(means.items()))
+        self._advance(1, f"{name} {value:.3f}, {speed:.1f} steps/s")
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Close what is open, also after an error."""
@@ -103,6 +104,8 @@ class Metrics(AfterStep):
         seconds = self._before + time.monotonic() - self._began
         # repr keeps every bit, so that equal files mean equal runs.
         text = {k: repr(v) for k, v in row.items() if v is not None}
+        if module.stopped:
+            text["stopped"] = module.stopped
         self._rows.writerow({**text, "seconds": f"{seconds:.3f}"})
         self._stream.flush()
         for name, value in row.items():
@@ -123,6 +126,9 @@ class Checkpoints(AfterStep):
 
     def after_step(self, trainer: pl.Trainer, module: Stepped) -> None:
         """Save if it is time, or the last chance."""
+        if module.stopped:
+            # As after the last step: all that is left is to finish.
+            return
         every, step = module.settings.checkpoint_every, module.step
         stopping = self._asked()
         if stopping or (every and step % every == 0 and step < module.settings.steps):

@@ -28,7 +28,7 @@ def fit(
     device: torch.device,
     callbacks: Sequence[pl.Callback] = (),
 ) -> None:
-    """Train ``module`` from its ``start`` to ``settings.steps``.
+    """Train ``module`` from its ``start`` to ``settings.steps``, or until a callback stops it.
 
     Args:
         module: with what it trains; stays on ``device``.
@@ -45,11 +45,12 @@ def fit(
     settings = module.settings
     if module.start >= settings.steps:
         return
+    mixed = computes_in_bf16(settings.precision, device) and not module.half
     with _quiet():
         trainer = pl.Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
             devices=[device.index or 0] if device.type == "cuda" else 1,
-            precision="bf16-mixed" if computes_in_bf16(settings.precision, device) else "32-true",
+            precision="bf16-mixed" if mixed else "32-true",
             max_steps=settings.steps - module.start,
             max_epochs=-1,
             accumulate_grad_batches=settings.accumulate,
@@ -68,7 +69,7 @@ def fit(
         # Lightning moves a module off a GPU when it is done.
         module.to(device)
         reached = module.start + trainer.global_step
-    if reached < settings.steps:
+    if reached < settings.steps and not module.stopped:
         raise Interrupted(f"stopped at step {reached} of {settings.steps}")
 
 

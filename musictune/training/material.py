@@ -7,7 +7,7 @@ from pathlib import Path
 
 from musictune.audio import Clip
 from musictune.data.clips import PreparedClips, is_prepared, prepare_folder
-from musictune.data.concepts import captions_for
+from musictune.data.concepts import Concept, captions_for
 from musictune.data.tokens import Collated, TokenDataset, cached_tokens, collate, split
 from musictune.errors import InputError
 from musictune.models.musicgen import MusicGen
@@ -16,38 +16,58 @@ from musictune.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Material:
-    """What a run learns from and is compared with.
+    """What a lesson is learned from and compared with.
 
     Attributes:
+        concept: what it teaches.
         train: crops to train on.
         held_out: batches with fixed crops that are never trained on.
-        clips: those clips as sound, in the order of their recordings.
-        prompt: of previews.
+        learned: the clips trained on as sound; only where the objective is to sound like them.
+        clips: those held out as sound, in the order of their recordings; only to keep the best.
+        prompt: calls for it.
     """
 
+    concept: Concept | None
     train: TokenDataset
     held_out: list[Collated]
+    learned: list[Clip]
     clips: list[Clip]
     prompt: str
 
 
-def gather(model: MusicGen, clips: Path, recipe: Recipe, work: Path) -> Material:
-    """Prepare and encode ``clips``, and hold some out.
+def gather(model: MusicGen, clips: Path | None, recipe: Recipe, work: Path) -> list[Material]:
+    """Prepare and encode the clips of each lesson, and hold some of each out.
 
     Args:
         model: the base whose tokens they become.
-        clips: recordings in any form that ``prepare_folder`` reads, or a prepared folder.
+        clips: recordings in any form that ``prepare_folder`` reads, or a prepared folder; None
+            where each concept names its own.
         recipe: how to cut, call and split them.
-        work: gets what was prepared, unless ``clips`` was.
+        work: gets what was prepared, unless the clips were.
 
     Raises:
-        InputError: nothing can be used, or the best is to be kept and nothing can be held out.
+        InputError: a lesson without clips, nothing in them can be used, or the best is to be kept
+            and nothing can be held out.
     """
-    settings, concept = recipe.training, recipe.concept
+    lessons = recipe.lessons
+    found = []
+    for lesson in lessons:
+        place = lesson.clips or clips
+        if place is None:
+            raise InputError("no CLIPS given; name a recording, a folder or a manifest")
+        name = lesson.concept.name if lesson.concept and len(lessons) > 1 else ""
+        found.append(_gather_one(model, place, lesson.concept, recipe, work, name))
+    return found
+
+
+def _gather_one(
+    model: MusicGen, clips: Path, concept: Concept | None, recipe: Recipe, work: Path, name: str
+) -> Material:
+    settings = recipe.training
     seconds = min(settings.seconds, model.max_seconds)
     folder = clips
     if not is_prepared(clips):
-        folder = work / "clips"
+        folder = work / "clips" / name
         if not is_prepared(folder):
             prepare_folder(
                 clips, folder, sample_rate=model.sample_rate, seconds=seconds,
@@ -62,7 +82,7 @@ def gather(model: MusicGen, clips: Path, recipe: Recipe, work: Path) -> Material
     if settings.keep == "best" and not held:
         raise InputError(
             f"keep best compares previews with held-out clips, and of {len(music)} none can be "
-            "held out; give at least 4 clips, or keep last"
+            f"held out; give at least 4 clips{f' of {name}' if name else ''}, or keep last"
         )
     # A folder that somebody prepared is only read, unless it holds tokens already.
     shared = folder / "tokens"
@@ -75,14 +95,20 @@ def gather(model: MusicGen, clips: Path, recipe: Recipe, work: Path) -> Material
             [codes[i] for i in chosen], [texts[i] for i in chosen], frames, settings.seed, dropout
         )
 
+    def sound(chosen: list[int], wanted: bool) -> list[Clip]:
+        return [replace(music[i], caption=texts[i][0]) for i in chosen if wanted]
+
     held_out: list[Collated] = []
     if held:
         fixed = dataset(held, 0.0)
         items = [fixed.item(0, i) for i in range(len(fixed))]
         size = settings.batch
         held_out = [collate(items[i : i + size]) for i in range(0, len(items), size)]
-    prompt = recipe.run.prompt
-    if not prompt:
-        prompt = f"{concept.trigger} {concept.class_word}" if concept else texts[0][0]
-    listened = [replace(music[i], caption=texts[i][0]) for i in held if settings.keep == "best"]
-    return Material(dataset(kept, settings.caption_dropout), held_out, listened, prompt)
+    return Material(
+        concept,
+        dataset(kept, settings.caption_dropout),
+        held_out,
+        sound(kept, settings.objective == "alignment"),
+        sound(held, settings.keep == "best"),
+        f"{concept.trigger} {concept.class_word}" if concept else texts[0][0],
+    )

@@ -6,11 +6,15 @@ the full import path. Such paths are read from a user's own recipe only, never f
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from musictune.data.concepts import Concept
 from musictune.errors import InputError
@@ -19,6 +23,7 @@ from musictune.methods.base import TuningMethod
 from musictune.methods.combined import Combined
 from musictune.methods.concept_tokens import ConceptTokens
 from musictune.methods.peft import kinds
+from musictune.training.lessons import Lesson, read_lessons
 from musictune.training.settings import TrainingSettings
 
 
@@ -28,10 +33,11 @@ class RunSettings:
 
     Attributes:
         base: ``mini``, a model folder, or a Hugging Face id.
-        clips: where the music came from.
-        concept: the new word, or empty for none.
-        class_word: what kind of sound it is.
-        tokens: how many tokens carry the concept.
+        clips: where the music came from; empty where each concept names its own.
+        concept: the new word, or empty for none; or one or more ``name=FOLDER``, learned together
+            with equal shares of every batch.
+        class_word: what kind of sound it is; ``name=word`` for each of several concepts.
+        tokens: how many tokens carry each concept.
         prompt: of previews and of the proof of effect; made from the concept if empty.
         embedder: the CLAP that scores previews where the best adapter is kept: a folder or Hugging
             Face id; the bundled one if empty.
@@ -39,8 +45,9 @@ class RunSettings:
 
     base: str = "mini"
     clips: str = ""
-    concept: str = ""
-    class_word: str = ""
+    # In this order: jsonargparse takes the first type that fits, and every text fits ``str``.
+    concept: list[str] | str = ""
+    class_word: list[str] | str = ""
     tokens: int = 1
     prompt: str = ""
     embedder: str = ""
@@ -52,7 +59,7 @@ class Recipe:
 
     Attributes:
         run, training: its plain values.
-        method: built, not attached; with the concept's tokens where there is a concept.
+        method: built, not attached; with the concepts' tokens where there are concepts.
         text: the whole recipe as YAML, which gives this recipe again.
     """
 
@@ -62,9 +69,20 @@ class Recipe:
     text: str
 
     @property
+    def lessons(self) -> list[Lesson]:
+        """What to learn, at least one."""
+        return lessons_of(self.run)
+
+    @property
+    def concepts(self) -> list[Concept]:
+        """The new words."""
+        return [lesson.concept for lesson in self.lessons if lesson.concept]
+
+    @property
     def concept(self) -> Concept | None:
-        """The new word."""
-        return concept_of(self.run)
+        """The new word, where there is just one."""
+        concepts = self.concepts
+        return concepts[0] if len(concepts) == 1 else None
 
 
 def load_recipe(
@@ -90,10 +108,7 @@ def load_recipe(
     for config in configs:
         if not config.is_file():
             raise InputError(f"recipe {config} does not exist; see the configs folder for some")
-        try:
-            config.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"recipe {config} is not readable text; give a YAML file") from error
+        _check_yaml(config)
         arguments += ["--config", str(config)]
     arguments += _method_arguments(method)
     for change in sets:
@@ -102,7 +117,7 @@ def load_recipe(
             raise InputError(f"--set {change!r} must be key=value, such as training.lr=0.001")
         arguments.append(f"--{key.strip()}={value.strip()}")
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
-    arguments += [f"--{key}={value}" for key, value in given.items()]
+    arguments += [f"--{key}={_written(value)}" for key, value in given.items()]
     parser = _parser()
     try:
         parsed: Namespace = parser.parse_args(arguments)
@@ -110,24 +125,54 @@ def load_recipe(
         built = parser.instantiate(parsed)
     except (ArgumentError, TypeError, ValueError) as error:
         raise _readable(error) from error
-    concept = concept_of(built.run)
-    return Recipe(built.run, built.training, _with_concept(built.method, concept), text)
+    concepts = [lesson.concept for lesson in lessons_of(built.run) if lesson.concept]
+    if built.training.prior and not concepts:
+        raise InputError(
+            f"prior {built.training.prior} is clips of a class word, and there is no concept; pass "
+            "--concept NAME --class-word WORD, or leave prior at 0"
+        )
+    if built.training.optimizer == "mezo" and built.method.needs_gradients:
+        raise InputError(
+            f"optimizer mezo has no gradients, and method {built.method.name} with these options "
+            "works through them; choose another selection than half, layers or grow, or optimizer "
+            "adamw"
+        )
+    return Recipe(built.run, built.training, _with_concepts(built.method, concepts), text)
 
 
-def concept_of(run: RunSettings) -> Concept | None:
-    """The concept that ``run`` names.
+def lessons_of(run: RunSettings) -> list[Lesson]:
+    """What ``run`` asks to learn, at least one lesson.
 
     Raises:
-        InputError: it has no class word, or a part of it cannot be used.
+        InputError: as `read_lessons`, or folders are named beside the run's own clips.
     """
-    if not run.concept:
-        return None
-    if not run.class_word:
+    lessons = read_lessons(run.concept, run.class_word, run.tokens)
+    if run.clips and lessons[0].clips:
         raise InputError(
-            f"concept {run.concept!r} needs a class word: say what it is, such as "
-            "--class-word piano"
+            f"clips {run.clips} are given beside concepts with folders of their own; give CLIPS "
+            "with one --concept NAME, or only --concept NAME=FOLDER"
         )
-    return Concept(run.concept, run.class_word, run.tokens)
+    return lessons
+
+
+def _check_yaml(config: Path) -> None:
+    """Refuse what jsonargparse would refuse without naming the file."""
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {config} is not readable text; give a YAML file") from error
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"recipe {config} is no YAML: {reason}; correct that line") from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"recipe {config} holds no settings; write some, such as 'training: {{steps: 100}}', "
+            "or copy the config.yaml of a run"
+        )
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _parser() -> Any:
@@ -161,14 +206,14 @@ def _method_arguments(name: str | None) -> list[str]:
     return [f"--method={known[short].__name__}"]
 
 
-def _with_concept(method: TuningMethod, concept: Concept | None) -> TuningMethod:
+def _with_concepts(method: TuningMethod, concepts: Sequence[Concept]) -> TuningMethod:
     if isinstance(method, ConceptTokens):
-        if not method.concepts and concept is None:
+        if not method.concepts and not concepts:
             raise InputError("method concept_tokens needs --concept NAME --class-word WORD")
-        return method if method.concepts else ConceptTokens([concept] if concept else [])
-    if concept is None or isinstance(method, Combined):
+        return method if method.concepts else ConceptTokens(concepts)
+    if not concepts or isinstance(method, Combined):
         return method
-    return Combined([ConceptTokens([concept]), method])
+    return Combined([ConceptTokens(concepts), method])
 
 
 def _readable(error: Exception) -> InputError:
@@ -179,7 +224,26 @@ def _readable(error: Exception) -> InputError:
     ours = [link for link in chain if isinstance(link, InputError)]
     if ours:
         return ours[-1]
-    key = re.search(r'Parser key "([^"]+)"', str(error))
+    # Of a method's option: first the key "method", further in that of the option.
+    keys = re.findall(r'Parser key "([^"]+)"', str(error))
     lines = [line.strip() for line in str(chain[-1]).splitlines() if line.strip()]
-    where = f"{key[1]}: " if key else ""
-    return InputError(f"recipe: {where}{lines[0] if lines else type(error).__name__}")
+    where = f"{'.'.join(keys)}: " if keys else ""
+    reason = re.sub(r"<class '([^']+)'>", r"\1", lines[0] if lines else type(error).__name__)
+    reason = re.sub(r"a typing\.Literal\[(.*)\]", r"one of \1", reason)
+    return InputError(f"recipe: {where}{reason}{_allowed(str(error))}")
+
+
+def _allowed(said: str) -> str:
+    """The options that there are, where one was not among them."""
+    kinds: dict[str, tuple[str, type]] = {
+        "run": ("run", RunSettings),
+        "training": ("training", TrainingSettings),
+        **{f"{k.__module__}.{k.__qualname__}": (k.name, k) for k in methods().values()},
+    }
+    group = re.search(r"Group '(\w+)' does not accept option", said)
+    path = re.search(r"given class_path '([^']+)':\s+Option '[^']*' is not accepted", said)
+    found = group or path
+    if found is None or found[1] not in kinds:
+        return ""
+    name, kind = kinds[found[1]]
+    return f"; {name} has {', '.join(inspect.signature(kind).parameters)}"

@@ -6,31 +6,40 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from musictune import audio, console
 from musictune.audio import Clip
-from musictune.data.concepts import plain
-from musictune.data.tokens import TokenDataset
 from musictune.errors import InputError
 from musictune.files import check_target, move_folder, readable
-from musictune.generation import Engine
 from musictune.methods import attach_adapter, save_adapter
 from musictune.methods.base import TuningMethod
+from musictune.metrics.base import concept_score
 from musictune.models.musicgen import MusicGen
-from musictune.training.best import Judges, KeepBest, publish_best, scored_prompts
+from musictune.training.best import Judges, KeepBest, publish_best
 from musictune.training.callbacks import AfterStep, Previews, read_metrics
 from musictune.training.card import draw_alignment, draw_losses, write_card
 from musictune.training.checkpoints import Checkpoint, load_checkpoint
+from musictune.training.diagnostic_plots import write_diagnostics
 from musictune.training.effect import Effect, measure_effect
 from musictune.training.loop import Interrupted, computes_in_bf16, fit
 from musictune.training.material import Material, gather
+from musictune.training.mezo import GradientFree, Score
+from musictune.training.previews import (
+    Player,
+    judged,
+    preview_prompts,
+    preview_seconds,
+    scored_previews,
+)
+from musictune.training.prior import prior_music
 from musictune.training.recipe import Recipe
 from musictune.training.stream import BatchStream
 from musictune.training.tuning import Tuning
@@ -43,7 +52,8 @@ class Result:
     Attributes:
         folder: the finished run.
         facts: matched layers, trained parameters, bytes, seconds, peak memory.
-        effect: the proof that the adapter does something.
+        effect: the proof that the adapter does something; of several concepts, the one with the
+            smallest share of changed tokens.
     """
 
     folder: Path
@@ -70,7 +80,8 @@ def check_out(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> No
             raise InputError(f"nothing to resume for {out}; run again without --resume")
         _check_same(recipe.text, (work / "config.yaml").read_text(encoding="utf-8"), out)
         return
-    reads = [recipe.run.clips] + [recipe.run.base] * (recipe.run.base != "mini")
+    clips = [str(lesson.clips) for lesson in recipe.lessons if lesson.clips]
+    reads = [*(clips or [recipe.run.clips]), *[recipe.run.base] * (recipe.run.base != "mini")]
     check_target(out, overwrite=overwrite, inputs=reads)
     if held and not overwrite:
         raise InputError(
@@ -81,7 +92,7 @@ def check_out(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> No
 
 def tune(
     model: MusicGen,
-    clips: Path,
+    clips: Path | None,
     recipe: Recipe,
     out: Path,
     *,
@@ -96,13 +107,15 @@ def tune(
     stops being a number, that folder stays as long as it has a checkpoint; else it is removed.
 
     Args:
-        model: an untouched base; has the adapter attached afterwards.
-        clips: recordings in any form that ``prepare_folder`` reads, or a prepared folder.
+        model: an untouched base; has the adapter attached afterwards, and its backbone in bf16
+            where that is how it was held.
+        clips: recordings in any form that ``prepare_folder`` reads, or a prepared folder; None
+            where the recipe's concepts name theirs.
         recipe: what to do.
         out: the run's folder.
         resume: go on from the newest checkpoint.
         overwrite: replace ``out`` and an interrupted run.
-        judges: what scores previews; needed to keep the best adapter.
+        judges: what scores previews; needed to keep the best adapter, and by objective alignment.
         callbacks: for the training loop.
 
     Raises:
@@ -112,8 +125,11 @@ def tune(
     """
     out = out.absolute()
     check_out(out, recipe, resume=resume, overwrite=overwrite)
-    if recipe.training.keep == "best" and judges is None:
-        raise InputError("keep best needs something that scores previews; give judges or keep last")
+    if needs_judges(recipe) and judges is None:
+        raise InputError(
+            "keep best and objective alignment need something that scores previews; give judges, "
+            "or keep last with objective loss"
+        )
     work = working_folder(out)
     try:
         if not resume:
@@ -135,9 +151,24 @@ def tune(
     return Result(out, result.facts, result.effect)
 
 
+def needs_judges(recipe: Recipe) -> bool:
+    """Whether the run scores previews."""
+    return recipe.training.keep == "best" or recipe.training.objective == "alignment"
+
+
+def holds_in_bf16(recipe: Recipe, device: torch.device) -> bool:
+    """Whether the base's own weights become bf16, once, in place of a copy at every step.
+
+    Only where none of them is trained. On a CPU only if the recipe says bf16: see dev/LOG.md.
+    """
+    precision = recipe.training.precision
+    wanted = device.type == "cuda" or precision == "bf16"
+    return wanted and recipe.method.frozen_base and computes_in_bf16(precision, device)
+
+
 def _tune(
     model: MusicGen,
-    clips: Path,
+    clips: Path | None,
     recipe: Recipe,
     work: Path,
     resume: bool,
@@ -146,30 +177,26 @@ def _tune(
 ) -> Result:
     settings, began = recipe.training, time.monotonic()
     recipe.method.check(model)
-    material = gather(model, clips, recipe, work)
-    train, prompt = material.train, material.prompt
+    lessons = gather(model, clips, recipe, work)
+    prior = prior_music(model, recipe.concepts, settings, work)
     checkpoint = load_checkpoint(work / "checkpoints") if resume else None
-    method = _attached(model, recipe, train, checkpoint)
+    if holds_in_bf16(recipe, model.device):
+        model.half_backbone()
+    method = _attached(model, recipe, lessons, checkpoint)
     facts = method.describe()
     console.say(_summary(facts))
     if settings.gradient_checkpointing:
         _save_memory(model)
-    start = checkpoint.step if checkpoint else 0
-    module = Tuning(
-        model,
-        method,
-        settings,
-        material.held_out,
-        start,
-        checkpoint.optimizer if checkpoint else None,
-    )
-    module.last_checkpoint = checkpoint.folder if checkpoint else None
-    play = _player(model, method, recipe, prompt, work / "samples")
+    module = _module(model, method, recipe, lessons, checkpoint, judges)
+    prompts = preview_prompts(recipe, lessons)
+    play = Player(model, method, recipe, prompts, work / "samples")
     if settings.preview_every:
         play("base")
-    stream = BatchStream(train, settings.batch, settings.seed, start * settings.accumulate)
+    train = [lesson.train for lesson in lessons]
+    place = module.start * settings.accumulate
+    stream = BatchStream(train, settings.batch, settings.seed, place, prior)
     model.train()
-    scoring = _scoring(model, recipe, material, judges, work / "checkpoints")
+    scoring = _scoring(model, recipe, lessons, judges, work / "checkpoints")
     fit(module, stream, work, model.device, [*scoring, Previews(play), *callbacks])
     model.eval()
     if settings.keep == "best":
@@ -179,13 +206,9 @@ def _tune(
     # From here on the files speak, not the memory: what was saved is what gets proved.
     method.detach(model)
     method = attach_adapter(model, work / "adapter")
-    play = _player(model, method, recipe, prompt, work / "samples")
-    effect = measure_effect(model, method, prompt, _preview_seconds(model, recipe), settings.seed)
-    effect.check()
-    (work / "samples").mkdir(exist_ok=True)
-    audio.write(effect.tuned, work / "samples" / "tuned.wav")
-    if not (work / "samples" / "base.wav").exists():
-        play("base")
+    effect = _proved(model, method, recipe, prompts, work / "samples")
+    if not any((work / "samples").glob("base*.wav")):
+        Player(model, method, recipe, prompts, work / "samples")("base")
     facts |= {
         "adapter_bytes": sum(
             p.stat().st_size for p in (work / "adapter").rglob("*") if p.is_file()
@@ -195,66 +218,95 @@ def _tune(
         "tokens_changed": round(effect.tokens_changed, 4),
         "mel_distance_db": round(effect.mel_distance, 2),
     }
+    facts |= write_diagnostics(model, method, work)
     draw_losses(work)
     if settings.keep == "best":
         draw_alignment(work, int(facts["kept_step"]))
-    write_card(work, recipe, facts, prompt)
+    write_card(work, recipe, facts, list(prompts.values()))
     return Result(work, facts, effect)
 
 
 def _attached(
-    model: MusicGen, recipe: Recipe, train: TokenDataset, checkpoint: Checkpoint | None
+    model: MusicGen, recipe: Recipe, lessons: Sequence[Material], checkpoint: Checkpoint | None
 ) -> TuningMethod:
     if checkpoint:
         return attach_adapter(model, checkpoint.folder / "adapter")
     settings = recipe.training
     torch.manual_seed(settings.seed)
     # Other draws than training will make, so that the choice of weights is not fitted to them.
-    look = BatchStream(train, settings.batch, settings.seed + 1)
-    half = computes_in_bf16(settings.precision, model.device)
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
+    look = BatchStream([lesson.train for lesson in lessons], settings.batch, settings.seed + 1)
+    mixed = computes_in_bf16(settings.precision, model.device)
+    mixed = mixed and not holds_in_bf16(recipe, model.device)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=mixed):
         recipe.method.prepare(model, look.batches())
     recipe.method.attach(model)
     return recipe.method
 
 
-def _player(
-    model: MusicGen, method: TuningMethod, recipe: Recipe, prompt: str, folder: Path
-) -> Callable[[str], None]:
-    """Writes ``folder/name.wav``; ``base`` is the base itself, asked with the class word."""
-    seconds, seed = _preview_seconds(model, recipe), recipe.training.seed
+def _module(
+    model: MusicGen,
+    method: TuningMethod,
+    recipe: Recipe,
+    lessons: Sequence[Material],
+    checkpoint: Checkpoint | None,
+    judges: Judges | None,
+) -> Tuning:
+    settings = recipe.training
+    held_out = [batch for lesson in lessons for batch in lesson.held_out]
+    start, state = (checkpoint.step, checkpoint.optimizer) if checkpoint else (0, None)
+    if settings.optimizer == "adamw":
+        module = Tuning(model, method, settings, held_out, start, state)
+    else:
+        score = None
+        if settings.objective == "alignment" and judges:
+            score = _score(model, recipe, [lesson.learned for lesson in lessons], judges)
+        module = GradientFree(model, method, settings, held_out, start, score=score)
+    module.last_checkpoint = checkpoint.folder if checkpoint else None
+    return module
 
-    def play(name: str) -> None:
-        folder.mkdir(exist_ok=True)
-        if name == "base":
-            concepts = [recipe.concept] if recipe.concept else []
-            with method.disabled(model):
-                _, made = Engine(model).rollout([plain(prompt, concepts)], seconds, seed)
-        else:
-            _, made = Engine(model).rollout([prompt], seconds, seed)
-        audio.write(made[0], folder / f"{name}.wav")
 
-    return play
+def _score(
+    model: MusicGen, recipe: Recipe, clips: Sequence[Sequence[Clip]], judges: Judges
+) -> Score:
+    """How close previews at a seed sound to ``clips`` of each lesson and to their prompts."""
+    play = scored_previews(model, recipe, [[c.caption for c in part] for part in clips])
+    closeness, fidelity = judged(judges, clips)
+
+    def score(seed: int) -> Tensor:
+        made = play(seed)
+        return concept_score(closeness(made), fidelity(made))
+
+    return score
 
 
 def _scoring(
-    model: MusicGen, recipe: Recipe, material: Material, judges: Judges | None, folder: Path
+    model: MusicGen,
+    recipe: Recipe,
+    lessons: Sequence[Material],
+    judges: Judges | None,
+    folder: Path,
 ) -> list[AfterStep]:
     """What scores previews and keeps the best; nothing where the last is kept."""
-    settings, concepts = recipe.training, [recipe.concept] if recipe.concept else []
-    if settings.keep != "best" or judges is None:
+    if recipe.training.keep != "best" or judges is None:
         return []
-    captions = [clip.caption for clip in material.clips]
-    prompts = scored_prompts(recipe.run.prompt, recipe.concept, captions)
-    asked = [prompt for prompt in prompts for _ in range(settings.score_seeds)]
-    seconds = _preview_seconds(model, recipe)
+    clips = [lesson.clips for lesson in lessons]
+    play = scored_previews(model, recipe, [[c.caption for c in part] for part in clips])
+    return [KeepBest(lambda: play(recipe.training.seed), *judged(judges, clips), folder)]
 
-    def previews() -> list[Clip]:
-        _, made = Engine(model).rollout(asked, seconds, settings.seed)
-        texts = [plain(prompt, concepts) for prompt in asked]
-        return [replace(clip, caption=text) for clip, text in zip(made, texts, strict=True)]
 
-    return [KeepBest(previews, *judges(material.clips), folder)]
+def _proved(
+    model: MusicGen, method: TuningMethod, recipe: Recipe, prompts: dict[str, str], folder: Path
+) -> Effect:
+    """Play each prompt with and without what was learned; the least effect of all."""
+    folder.mkdir(exist_ok=True)
+    seconds, seed = preview_seconds(model, recipe), recipe.training.seed
+    effects = []
+    for ending, prompt in prompts.items():
+        effect = measure_effect(model, method, prompt, seconds, seed)
+        effect.check()
+        audio.write(effect.tuned, folder / f"tuned{ending}.wav")
+        effects.append(effect)
+    return min(effects, key=lambda effect: effect.tokens_changed)
 
 
 def _kept(work: Path) -> dict[str, int | float | str]:
@@ -275,11 +327,15 @@ def _kept(work: Path) -> dict[str, int | float | str]:
         "alignment_kept": round(best.alignment, 4),
         "alignment_standard_error": round(float(error), 4) if error else "unknown",
         "alignment_last": round(after, 4),
+        **_stopped(rows[-1]),
     }
 
 
-def _preview_seconds(model: MusicGen, recipe: Recipe) -> float:
-    return min(recipe.training.preview_seconds, model.max_seconds)
+def _stopped(row: dict[str, str]) -> dict[str, int | float | str]:
+    """Where and why the run ended early, from its last row; nothing if it did not."""
+    if not row.get("stopped"):
+        return {}
+    return {"stopped_step": int(row["step"]), "stopped_because": row["stopped"]}
 
 
 def _save_memory(model: MusicGen) -> None:

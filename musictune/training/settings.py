@@ -10,6 +10,20 @@ from musictune.errors import InputError
 
 Precision = Literal["auto", "fp32", "bf16"]
 Keep = Literal["last", "best"]
+Optimizer = Literal["adamw", "mezo"]
+Objective = Literal["loss", "alignment"]
+
+_CHOICES = {
+    "optimizer": ("adamw", "mezo"),
+    "objective": ("loss", "alignment"),
+    "precision": ("auto", "fp32", "bf16"),
+    "keep": ("last", "best"),
+}
+
+# Seeds that generators take; of the others, more would fill the memory before anything trains.
+_MOST = {
+    "seed": 2**62 - 1, "batch": 100_000, "captions": 1000, "prior": 100_000, "score_seeds": 1000,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -18,6 +32,13 @@ class TrainingSettings:
 
     Attributes:
         steps: optimiser steps.
+        optimizer: ``adamw``; or ``mezo`` (Malladi et al. 2023, arXiv 2305.17333), which compares
+            two forward passes on either side of the weights along a random direction and needs no
+            gradients and no stored activations, but many more steps and smaller rates.
+        objective: what ``mezo`` lowers: the ``loss`` on the clips, or nothing but how previews
+            sound, ``alignment``: close to the clips and to their prompts, as ``keep`` scores them.
+        mezo_eps: how far ``mezo`` looks to either side. The paper's 0.001 is too near for bf16,
+            whose rounding then drowns the slope; 0.01 is ours.
         lr: peak learning rate; the method's own if not given.
         token_lr: peak learning rate of new words in the text encoder.
         warmup: steps over which the rate rises, a quarter of all at most; from there it falls to
@@ -26,9 +47,15 @@ class TrainingSettings:
         accumulate: forward passes per step.
         seconds: length of the crops trained on; the model's longest at most.
         seed: of everything random.
-        precision: ``bf16`` computes in half precision; ``auto`` does so where the hardware has it.
-        weight_decay: of AdamW, towards the start of an adapter.
-        clip_norm: longest gradient.
+        precision: ``bf16`` computes in half precision, and holds the base in it where a method
+            trains none of its weights: half the memory, nothing cast at each step. What is trained
+            stays fp32. ``auto`` does so on a GPU that can; on a CPU that can, it computes in bf16
+            and holds in fp32.
+        weight_decay: decoupled (Loshchilov and Hutter 2019, arXiv 1711.05101): each step takes
+            ``rate * weight_decay`` of what is trained away. Where that is a change of the base, as
+            in ``pivotal`` and LoRA, it pulls towards the base; ``full`` loses the weights
+            themselves. New words are left alone: zero means nothing in a table of words.
+        clip_norm: longest gradient; ``mezo`` has none to clip.
         gradient_checkpointing: less memory for more time.
         caption_dropout: share of clips without their caption, which guidance lives on.
         captions: different captions per clip.
@@ -37,16 +64,26 @@ class TrainingSettings:
         checkpoint_every: steps between checkpoints, 0 for none.
         preview_every: steps between previews, 0 for none.
         preview_seconds: length of a preview.
+        prior: clips of each class word that the base makes before training, for prior preservation
+            (DreamBooth, Ruiz et al. 2023, arXiv 2208.12242): as many rows of them as of the clips
+            are in every batch, which about doubles its cost. 0 for none.
+        prior_weight: of their loss beside that of the clips.
         keep: ``last`` keeps the adapter of the last step; ``best`` that of the step whose previews
             were closest to the held-out clips and to their prompts, which costs their making.
         score_every: with ``best``, steps between scored previews; the last step is scored too.
-        score_seeds: with ``best``, previews of each prompt.
+        score_seeds: with ``best``, previews of each prompt; with ``objective`` alignment, previews
+            of each prompt and side at every step.
+        patience: with ``best``, stop when so many scored previews in a row were no better than the
+            best; 0 goes on to the end. The learning rate still falls as if all steps were made.
 
     Raises:
         InputError: a value out of range.
     """
 
     steps: int = 300
+    optimizer: Optimizer = "adamw"
+    objective: Objective = "loss"
+    mezo_eps: float = 1e-2
     lr: float | None = None
     token_lr: float = 1e-2
     warmup: int = 20
@@ -65,18 +102,29 @@ class TrainingSettings:
     checkpoint_every: int = 100
     preview_every: int = 0
     preview_seconds: float = 5.0
+    prior: int = 0
+    prior_weight: float = 1.0
     keep: Keep = "last"
     score_every: int = 50
     score_seeds: int = 4
+    patience: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "captions", "score_every", "score_seeds"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} must be at least 1")
-        for name in ("warmup", "held_out_every", "checkpoint_every", "preview_every", "seed"):
+        for name in (
+            "warmup", "held_out_every", "checkpoint_every", "preview_every", "seed", "prior",
+            "patience",
+        ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise InputError(f"{name} {getattr(self, name)} must be 0 or more")
-        for name in ("lr", "token_lr", "seconds", "clip_norm", "preview_seconds"):
+        for name, most in _MOST.items():
+            if getattr(self, name) > most:
+                raise InputError(f"{name} {getattr(self, name)} must be at most {most}")
+        for name in (
+            "lr", "token_lr", "seconds", "clip_norm", "preview_seconds", "prior_weight", "mezo_eps",
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise InputError(f"{name} {value} must be a number above 0")
@@ -85,14 +133,38 @@ class TrainingSettings:
         for name in ("caption_dropout", "held_out"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} must be at least 0 and below 1")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise InputError(f"precision {self.precision!r} must be auto, fp32 or bf16")
-        if self.keep not in ("last", "best"):
-            raise InputError(f"keep {self.keep!r} must be last or best")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                ways = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+                raise InputError(f"{name} {getattr(self, name)!r} must be {ways}")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuse values that are good alone, but not beside each other."""
         if self.keep == "best" and self.held_out == 0:
             raise InputError(
                 "keep best compares previews with held-out clips, and held_out is 0; set it above "
                 "0, such as 0.1, or keep last"
+            )
+        if self.patience and self.keep != "best":
+            raise InputError(
+                f"patience {self.patience} waits for better previews, and none are scored; set "
+                "keep best, or patience 0"
+            )
+        if self.optimizer == "mezo" and self.accumulate > 1:
+            raise InputError(
+                f"accumulate {self.accumulate} has no use with optimizer mezo, which keeps nothing "
+                "for a backward pass; set a larger batch and accumulate 1"
+            )
+        if self.objective == "alignment" and self.optimizer != "mezo":
+            raise InputError(
+                "objective alignment has no gradient, which optimizer adamw needs; set optimizer "
+                "mezo, or objective loss"
+            )
+        if self.objective == "alignment" and self.prior:
+            raise InputError(
+                f"prior {self.prior} is a loss on clips, and objective alignment has none; set "
+                "prior 0, or objective loss"
             )
 
     def rate_at(self, step: int) -> float:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from musictune.errors import CheckFailed
+from musictune.training.optimizer import SparseAdamW
 from musictune.training.settings import TrainingSettings
 
 
@@ -28,8 +29,13 @@ class Stepped(pl.LightningModule, ABC):
 
     Attributes:
         last_checkpoint: the newest one that is known to be good.
-        losses: of the passes of the current step.
+        columns: of ``metrics.csv`` that ``parts`` fills.
+        passes: of the current step: the loss of each, and other columns that ``loss`` reports.
+        parts: set by ``loss``: what to report of its value, by column; a ``loss`` there is reported
+            in place of the value.
         figures: what callbacks add to the current step's row of ``metrics.csv``.
+        half: whether its frozen weights are bf16 themselves, so that none need be cast.
+        stopped: why the run ends before its last step; empty if it does not.
     """
 
     def __init__(
@@ -43,8 +49,12 @@ class Stepped(pl.LightningModule, ABC):
         self.settings = settings
         self.start = start
         self.last_checkpoint: Path | None = None
-        self.losses: list[float] = []
+        self.columns: tuple[str, ...] = ()
+        self.passes: list[dict[str, float]] = []
+        self.parts: dict[str, float] = {}
         self.figures: dict[str, float] = {}
+        self.half = False
+        self.stopped = ""
         self._optimizer_state = optimizer_state
 
     @abstractmethod
@@ -54,6 +64,12 @@ class Stepped(pl.LightningModule, ABC):
     @abstractmethod
     def write(self, folder: Path) -> None:
         """Write what has been learned so far, for a checkpoint."""
+
+    def before_step(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Called before the first pass of each optimiser step; ``step`` are done."""
+
+    def after_step(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Called after the optimiser moved, with the same ``step``; checkpoints come later."""
 
     def held_out_loss(self) -> float | None:
         """The loss on what is held out, the same crops each time; None if nothing is."""
@@ -78,26 +94,38 @@ class Stepped(pl.LightningModule, ABC):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One forward pass; a loss that is no number stops the run."""
         place = self.start * self.settings.accumulate + batch_idx
-        torch.manual_seed(_seed(self.settings.seed, place))
+        if place % self.settings.accumulate == 0:
+            self.before_step(self.trainer.optimizers[0], self.step)
+        torch.manual_seed(seed_at(self.settings.seed, place))
+        self.parts = {}
         loss = self.loss(batch)
         self._check(loss, "loss")
-        self.losses.append(float(loss.detach()))
+        self.passes.append({"loss": float(loss.detach())} | self.parts)
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over the trained parameters, as it was left if this run goes on."""
-        groups = [{"params": group, "lr": peak, "peak": peak} for peak, group in self._groups()]
-        optimizer = torch.optim.AdamW(groups, weight_decay=self.settings.weight_decay)
+        optimizer = SparseAdamW(self.groups(), self)
         if self._optimizer_state is not None:
             optimizer.load_state_dict(self._optimizer_state)
             self._optimizer_state = None
         return optimizer
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's own, and :meth:`after_step`."""
+        step = self.step
+        super().optimizer_step(*args, **kwargs)
+        self.after_step(self.trainer.optimizers[0], step)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradient, refuse one that is no number, set this step's rate."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
         self._check(norm, "gradient")
+        self.set_rate(optimizer)
+
+    def set_rate(self, optimizer: torch.optim.Optimizer) -> None:
+        """Each group's rate for the step that is being made."""
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * self.settings.rate_at(self.step)
 
@@ -107,8 +135,17 @@ class Stepped(pl.LightningModule, ABC):
         full = super().state_dict(*args, **kwargs)
         return {name: value for name, value in full.items() if name in trained}
 
-    def _groups(self) -> list[tuple[float, list[nn.Parameter]]]:
-        return [pair for pair in self.rates().values() if pair[1]]
+    def groups(self) -> list[dict[str, Any]]:
+        """What an optimiser trains: parameters with their rate, peak rate and weight decay."""
+        return [
+            {"params": group, "lr": peak, "peak": peak, "weight_decay": self.decay(name)}
+            for name, (peak, group) in self.rates().items()
+            if group
+        ]
+
+    def decay(self, group: str) -> float:
+        """Weight decay of one of the groups of ``rates``."""
+        return self.settings.weight_decay
 
     def _check(self, value: Tensor, what: str) -> None:
         if torch.isfinite(value).all():
@@ -124,6 +161,7 @@ class Stepped(pl.LightningModule, ABC):
         )
 
 
-def _seed(seed: int, place: int) -> int:
+def seed_at(seed: int, place: int) -> int:
+    """A seed for the ``place``-th pass of a run with ``seed``."""
     digest = hashlib.sha256(f"{seed}:{place}".encode()).digest()
     return int.from_bytes(digest[:7])

@@ -15,7 +15,7 @@ from musictune.methods.base import TuningMethod
 from musictune.models.base import MusicModel
 from musictune.training.settings import TrainingSettings
 from musictune.training.stepped import Stepped
-from musictune.training.stream import as_batch
+from musictune.training.stream import Mixed, as_batch
 
 
 class Tuning(Stepped):
@@ -42,12 +42,29 @@ class Tuning(Stepped):
         self.model = model
         self.method = method
         self.held_out = list(held_out)
+        self.half = any(p.dtype == torch.bfloat16 for p in model.backbone.parameters())
+        self.columns = ("prior_loss",) if settings.prior else ()
 
-    def loss(self, batch: Collated) -> Tensor:
-        """Mean over clips of the loss per token, and the method's penalty."""
-        loss = self.model.nll(as_batch(batch)).mean()
+    def loss(self, batch: Mixed) -> Tensor:
+        """Mean over clips of the loss per token, the method's penalty, and the prior's share."""
+        each = self.model.nll(as_batch(batch))
+        own = len(each) - batch.get("prior", 0)
+        loss = each[:own].mean()
         penalty = self.method.penalty(self.model)
-        return loss if penalty is None else loss + penalty
+        loss = loss if penalty is None else loss + penalty
+        if own == len(each):
+            return loss
+        prior = each[own:].mean()
+        self.parts = {"loss": float(loss.detach()), "prior_loss": float(prior.detach())}
+        return loss + self.settings.prior_weight * prior
+
+    def before_step(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """The method's own."""
+        self.method.before_step(self.model, optimizer, step, self.settings.steps)
+
+    def after_step(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """The method's own."""
+        self.method.after_step(self.model, optimizer, step, self.settings.steps)
 
     @torch.no_grad()
     def held_out_loss(self) -> float | None:
@@ -73,6 +90,10 @@ class Tuning(Stepped):
         if not backbone:
             return {"tokens": (self.settings.lr or self.settings.token_lr, tokens)}
         return {"backbone": (rate, backbone), "tokens": (self.settings.token_lr, tokens)}
+
+    def decay(self, group: str) -> float:
+        """None for new words: their rows are no change of anything, and zero is no start."""
+        return 0.0 if group == "tokens" else self.settings.weight_decay
 
     def write(self, folder: Path) -> None:
         """A whole adapter: a checkpoint can be listened to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -31,15 +32,23 @@ def tune(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the run.")] = Path("out/tune"),
     concept: Annotated[
-        str | None, typer.Option(help="Name of the sound; prompts then call it <name>.")
+        list[str] | None,
+        typer.Option(
+            help="Name of the sound; prompts then call it `<name>`. Several: NAME=FOLDER each, "
+            "and no CLIPS. Repeatable."
+        ),
     ] = None,
     class_word: Annotated[
-        str | None, typer.Option(help="What kind of sound it is, such as 'piano'.")
+        list[str] | None,
+        typer.Option(
+            help="What kind of sound it is, such as 'piano'; NAME=WORD for each of several."
+        ),
     ] = None,
     method: Annotated[
         str | None,
         typer.Option(
-            help="pivotal (default), lora, dora, ia3, full, concept_tokens, or peft:KIND."
+            help="pivotal (default), full, concept_tokens, bottleneck, ssf, prefix, prompt_tuning, "
+            "or what peft has: lora, dora, rslora, pissa, ia3, miss, oft, vera, shira, and others."
         ),
     ] = None,
     base: Annotated[
@@ -53,7 +62,7 @@ def tune(
     batch: Annotated[int | None, typer.Option(help="Clips per step; 4 by default.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random; 0 by default.")] = None,
     tokens: Annotated[
-        int | None, typer.Option(help="Tokens that carry the concept; 1 by default.")
+        int | None, typer.Option(help="Tokens that carry each concept; 1 by default.")
     ] = None,
     preview_every: Annotated[
         int | None, typer.Option(help="Steps between previews in samples/; 0 for none.")
@@ -95,6 +104,28 @@ def tune(
     they are to held-out clips of the recordings, and to their prompts. The adapter of the step that
     does best at both is kept; alignment.png shows the curve.
 
+    Several sounds are learned together, with equal shares of every step, and can then be asked for
+    alone or in one prompt; several --tokens give each more room:
+
+        musictune tune --concept a=DIR_A --concept b=DIR_B --class-word a=harp --class-word b=style
+
+    More with --set; --print-config shows every key there is:
+
+    method.selection=sensitivity, method.granularity=row, method.targets=value,output and one of
+    method.fraction=0.01, method.count=50000 or method.kilobytes=200: which weights pivotal trains,
+    and how many. Other methods have options of their own, such as method.options.r=8 for lora.
+
+    training.prior=16: keeps the class word's old meaning by training on music that the base made of
+    it, too (training.prior_weight=1).
+
+    training.patience=3: with --keep best, stops after so many scored previews without a better one.
+
+    training.optimizer=mezo: tunes without gradients, in the memory of playing;
+    training.objective=alignment then raises the previews' scores themselves in place of lowering
+    the loss. Slow: see training.mezo_eps and --lr.
+
+    training.weight_decay=0.1: pulls what is learned back towards the base.
+
     Ctrl-C stops after the current step and keeps a checkpoint for --resume.
 
     Example: musictune tune my-recordings --concept mybox --class-word "music box" --out runs/mybox
@@ -108,8 +139,8 @@ def tune(
         set_ or [],
         {
             "run.clips": str(clips) if clips else None,
-            "run.concept": concept,
-            "run.class_word": class_word,
+            "run.concept": _one_or_all(concept),
+            "run.class_word": _one_or_all(class_word),
             "run.base": base,
             "run.tokens": tokens,
             "training.steps": steps,
@@ -125,28 +156,35 @@ def tune(
     if print_config:
         console.say(recipe.text.rstrip())
         return
-    if not recipe.run.clips:
-        raise InputError("no CLIPS given; name a recording, a folder or a manifest")
-    if not Path(recipe.run.clips).exists():
-        raise InputError(f"clips {recipe.run.clips} do not exist; name a recording or a folder")
+    places = [lesson.clips or recipe.run.clips for lesson in recipe.lessons]
+    for place in places:
+        if not place:
+            raise InputError("no CLIPS given; name a recording, a folder or a manifest")
+        if not Path(place).exists():
+            raise InputError(f"clips {place} do not exist; name a recording or a folder")
     _report(_run(recipe, out, device, resume, overwrite), recipe)
+
+
+def _one_or_all(values: list[str] | None) -> list[str] | str | None:
+    """A recipe holds a plain text where there is one."""
+    return values[0] if values and len(values) == 1 else values
 
 
 def _run(recipe: Recipe, out: Path, device: str, resume: bool, overwrite: bool) -> Result:
     from musictune.models import checkpoint
     from musictune.models.devices import find_device
     from musictune.models.musicgen import MusicGen
-    from musictune.training.run import check_out, tune
+    from musictune.training.run import check_out, needs_judges, tune
 
     checkpoint.check(recipe.run.base)
     find_device(device)
     check_out(out, recipe, resume=resume, overwrite=overwrite)
     # Before the base: a CLAP that cannot be used is said at once.
-    judges = _judges(recipe.run.embedder) if recipe.training.keep == "best" else None
+    judges = _judges(recipe.run.embedder) if needs_judges(recipe) else None
     model = MusicGen.load(recipe.run.base, device)
     return tune(
         model,
-        Path(recipe.run.clips),
+        Path(recipe.run.clips) if recipe.run.clips else None,
         recipe,
         out,
         resume=resume,
@@ -175,9 +213,15 @@ def _report(result: Result, recipe: Recipe) -> None:
         f"adapter {int(facts['adapter_bytes']) / 1e3:,.0f} kB, {facts['seconds']} s, "
         f"peak memory {int(facts['peak_memory_bytes']) / 1e9:.2f} GB"
     )
+    if "stopped_step" in facts:
+        say(
+            f"stopped early, after step {facts['stopped_step']} of {recipe.training.steps}: "
+            f"{facts['stopped_because']}"
+        )
     if "kept_step" in facts:
         say(
-            f"kept step {facts['kept_step']} of {recipe.training.steps}: alignment "
+            f"kept step {facts['kept_step']} of "
+            f"{facts.get('stopped_step', recipe.training.steps)}: alignment "
             f"{facts['alignment_kept']} (standard error {facts['alignment_standard_error']}), "
             f"untrained {facts['alignment_before']}, last {facts['alignment_last']}"
         )
@@ -185,5 +229,8 @@ def _report(result: Result, recipe: Recipe) -> None:
         f"proof of effect: {result.effect.tokens_changed:.0%} of the tokens differ with the "
         f"adapter, {result.effect.mel_distance:.1f} dB apart"
     )
-    call = recipe.concept.trigger if recipe.concept else "a prompt"
-    say(f'{result.folder}: try  musictune generate "{call}" --adapter {result.folder}')
+    call = " with ".join(concept.trigger for concept in recipe.concepts) or "a prompt"
+    again = ["musictune", "generate", call, "--adapter", str(result.folder)]
+    if recipe.run.base != "mini":
+        again += ["--base", recipe.run.base]
+    say(f"{result.folder}: try  {shlex.join(again)}")

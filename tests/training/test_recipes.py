@@ -18,13 +18,15 @@ from musictune.methods.peft import Peft
 from musictune.methods.pivotal import Pivotal
 from musictune.models.musicgen import MusicGen
 from musictune.training.loop import fit
+from musictune.training.mezo import GradientFree
 from musictune.training.recipe import load_recipe
 from musictune.training.settings import TrainingSettings
 from musictune.training.stream import BatchStream
 from musictune.training.tuning import Tuning
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-RECIPES = ["pivotal", "lora", "dora", "full", "concept_tokens"]
+RECIPES = ["pivotal", "lora", "dora", "pissa", "full", "concept_tokens", "concepts", "mezo"]
+RECIPES += ["bottleneck", "ssf", "prefix", "prompt_tuning"]
 CONCEPT = {"run.concept": "zorblax", "run.class_word": "piano"}
 
 
@@ -49,7 +51,8 @@ def test_every_recipe_finishes_two_steps(name: str, tmp_path: Path) -> None:
     recipe.method.prepare(model, stream.batches())
     recipe.method.attach(model)
     before = [p.detach().clone() for p in model.parameters() if p.requires_grad]
-    fit(Tuning(model, recipe.method, recipe.training), stream, tmp_path, torch.device("cpu"))
+    kind = GradientFree if recipe.training.optimizer == "mezo" else Tuning
+    fit(kind(model, recipe.method, recipe.training), stream, tmp_path, torch.device("cpu"))
     after = [p for p in model.parameters() if p.requires_grad]
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 4
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -105,9 +108,17 @@ def test_an_outsiders_class_works_by_its_full_path(
     [
         (["training.stepz=3"], {}, "stepz"),
         (["training.lr=fast"], {}, r"training.lr: .*fast"),
-        (["method.no=1"], {}, "'no' is not accepted"),
+        (["method.no=1"], {}, "'no' is not accepted; pivotal has fraction, .*exchange$"),
+        (["method.scope=galaxy"], {}, r"method\.scope: Expected one of 'global', 'matrix'"),
+        (["method.seed=9999999999999999999"], {}, "seed 9999999999999999999 must be"),
+        ([], {"training.seed": 10**19}, "seed 10000000000000000000 must be at most"),
+        (["training.prior=100000000000"], {}, "prior 100000000000 must be at most 100000"),
         (["fraction"], {}, "key=value"),
         (["method.fraction=2.0"], {}, "fraction"),
+        *(
+            ([f"method.selection={rule}"], {"training.optimizer": "mezo"}, "has no gradients")
+            for rule in ("half", "layers", "grow")
+        ),
         ([], {"training.steps": 0}, "steps 0 must be at least 1"),
         ([], {"training.lr": ".nan"}, "lr nan"),
         ([], {"run.concept": "zorblax"}, "class word"),
@@ -128,8 +139,15 @@ def test_unknown_methods_and_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         load_recipe([tmp_path / "no.yaml"])
     (tmp_path / "bad.yaml").write_text("method: [")
-    with pytest.raises(InputError, match="recipe"):
+    with pytest.raises(InputError, match=r"bad.yaml is no YAML: .*line 1") as caught:
         load_recipe([tmp_path / "bad.yaml"])
+    assert "\n" not in str(caught.value)
+    (tmp_path / "empty.yaml").write_text("# nothing yet\n")
+    with pytest.raises(InputError, match=r"empty.yaml holds no settings"):
+        load_recipe([tmp_path / "empty.yaml"])
+    (tmp_path / "typing.yaml").write_text("run:\n  bsae: mini\n")
+    with pytest.raises(InputError, match="option 'bsae'; run has base, clips, "):
+        load_recipe([tmp_path / "typing.yaml"])
     with pytest.raises(InputError, match="--concept"):
         load_recipe(method="concept_tokens")
 

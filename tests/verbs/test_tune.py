@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -111,11 +112,74 @@ def test_keep_best_says_which_step_it_kept(
     assert (tmp_path / "run" / "alignment.png").exists()
 
 
+@pytest.fixture
+def two(place: Path, tmp_path: Path) -> list[str]:
+    """A folder for each of two concepts, and what the command line says of them."""
+    said = []
+    for name, pitch, word in (("zorblax", 220, "piano"), ("quux", 330, "drums")):
+        (tmp_path / name).mkdir()
+        for ending in ("wav", "txt"):
+            shutil.copy(place / "clips" / f"{pitch}.{ending}", tmp_path / name)
+        said += ["--concept", f"{name}={tmp_path / name}", "--class-word", f"{name}={word}"]
+    return said
+
+
+def several(place: Path, tmp_path: Path, *more: str) -> int:
+    return command(
+        "tune", "--base", str(place / "base"), "--out", str(tmp_path / "run"), "--steps", "2",
+        "--lr", "0.05", "--set", "training.preview_seconds=0.2", "--set", "training.seconds=2",
+        "--set", "method.probe_steps=2", "--device", "cpu", *more,
+    )  # fmt: skip
+
+
+def test_several_concepts_are_tuned_and_played_together(
+    two: list[str], place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert several(place, tmp_path, *two, "--tokens", "2") == 0
+    assert 'generate "<zorblax> with <quux>"' in capsys.readouterr().out
+    assert command(
+        "generate", "<zorblax> with <quux>", "<quux> drums", "--adapter", str(tmp_path / "run"),
+        "--base", str(place / "base"), "--seconds", "0.2", "--out", str(tmp_path / "music"),
+        "--device", "cpu",
+    ) == 0  # fmt: skip
+    assert len(list((tmp_path / "music").glob("*.wav"))) == 2
+    # The recipe of the run gives the run again.
+    again = ["--config", str(tmp_path / "run" / "config.yaml"), "--overwrite"]
+    before = (tmp_path / "run" / "adapter" / "pivotal" / "pivotal.safetensors").read_bytes()
+    assert several(place, tmp_path, *again) == 0
+    after = (tmp_path / "run" / "adapter" / "pivotal" / "pivotal.safetensors").read_bytes()
+    assert after == before
+
+
+def test_concepts_that_cannot_be_are_one_line(
+    two: list[str], place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "zorblax"
+    for more, says in (
+        ([*two, "--concept", f"zorblax={folder}/x", "--class-word", "z=y"], "is for no concept"),
+        ([*two, "--concept", f"zorblax={folder}/x"], "'zorblax' is named twice"),
+        ([*two, "--concept", "sitar", "--class-word", "sitar=lute"], "'sitar' names no folder"),
+        ([*two, "--concept", f"sitar={folder}/x"], "'sitar' needs a class word"),
+        ([*two, "--concept", f"sitar={folder}/x", "--class-word", "sitar=lute"], "do not exist"),
+        ([str(folder), "--concept", "piano", "--class-word", "sound"], "already in the model"),
+        ([str(folder), *two], "are given beside concepts with folders"),
+        (["--concept", "zorblax", "--class-word", "piano"], "no CLIPS given"),
+        ([*two, "--set", "training.patience=3"], "patience 3 waits for better previews"),
+        ([*two, "--set", "training.objective=alignment"], "has no gradient"),
+        ([str(folder), "--set", "training.prior=4"], "prior 4 is clips of a class word"),
+    ):
+        assert several(place, tmp_path, *more) == 2, more
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert last.startswith("musictune: error:")
+        assert says in last
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["quux", "zorblax"]
+
+
 def test_print_config_only_prints(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert tune(place, tmp_path / "run", "--print-config") == 0
-    assert "fraction: 0.05" in capsys.readouterr().out
+    assert "probe_steps: 2" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
@@ -157,7 +221,7 @@ def test_merge_writes_what_plain_transformers_reads(place: Path, tuned: Path) ->
     [
         (["--method", "magic"], "'magic' is unknown"),
         (["--base", "no-such-base"], "no-such-base"),
-        (["--concept", "piano", "--class-word", "sound"], "already in the model's vocabulary"),
+        (["--concept", "piano", "--class-word", "sound"], "'zorblax' names no folder"),
         (["--steps", "0"], "steps 0"),
         (["--set", "method.targets=nowhere"], "matched no layer"),
         (["--resume"], "nothing to resume"),
