@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from musictune.evaluation.run import Measured, evaluate
     from musictune.generation import Engine, Sampling
     from musictune.methods import TuningMethod, load_adapter
+    from musictune.methods.switching import Adapters
     from musictune.metrics.embedders import load_embedder
     from musictune.metrics.features import Features
     from musictune.metrics.frechet import frechet_distance
     from musictune.models import MusicModel, load_model
 
 _HOMES = {
+    "Adapters": "musictune.methods.switching",
     "AudioError": "musictune.errors",
     "CheckFailed": "musictune.errors",
     "Clip": "musictune.audio",
@@ -45,6 +47,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Adapters",
     "AudioError",
     "CheckFailed",
     "Clip",

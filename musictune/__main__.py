@@ -7,6 +7,7 @@ import importlib
 import inspect
 import io
 import pkgutil
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -27,9 +28,9 @@ _Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no remarks."
 _Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 _PANELS = {
-    "Everyday": ("demo", "prepare", "tune", "generate", "evaluate", "merge", "doctor"),
+    "Everyday": ("demo", "prepare", "tune", "generate", "evaluate", "merge", "export", "doctor"),
     "Making a base model": ("compose", "pretrain"),
-    "Measuring": ("bench",),
+    "Measuring": ("bench", "overlap"),
 }
 
 
@@ -114,6 +115,10 @@ def _unforeseen(error: Exception) -> str:
 
         if broken := broken_packages():
             return broken[0]
+    tried = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
+    if tried or isinstance(error, MemoryError):
+        wanted = f" for {tried[1]} at once" if tried else ""
+        return f"not enough memory{wanted}; use fewer, shorter or smaller: batch, seconds, sizes"
     reason = f"{type(error).__name__}: {error}".strip(": ")
     return f"unforeseen {reason[:300]}; run it again with --debug and report what that shows"
 

@@ -67,6 +67,8 @@ def test_version() -> None:
         (KeyError("surprise"), 2, "unforeseen KeyError: 'surprise'; run it again with --debug"),
         (PermissionError(13, "no", "/locked"), 2, "no permission for /locked"),
         (OSError(28, "full", "/out/x"), 2, "disk full while writing /out/x"),
+        (RuntimeError("you tried to allocate 80 bytes"), 2, "not enough memory for 80 bytes"),
+        (MemoryError(), 2, "not enough memory; use fewer"),
         (KeyboardInterrupt("stopped at step 3; --resume"), 130, "stopped at step 3; --resume"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],

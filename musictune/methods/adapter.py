@@ -6,30 +6,31 @@ be able to name code.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import asdict
 from pathlib import Path
-
-import torch
-from torch import nn
+from typing import Any
 
 from musictune.data.concepts import Concept
 from musictune.errors import InputError
 from musictune.methods.base import TuningMethod
 from musictune.methods.combined import Combined
+from musictune.methods.composition import Depth, concept_names, rescale, same_name
 from musictune.methods.concept_tokens import ConceptTokens
+from musictune.methods.identity import identity_behind, identity_of
 from musictune.methods.registry import find
 from musictune.methods.storage import load_json, save_json
 from musictune.models.base import MusicModel
 
 _SCHEMA = 1
+_TAUGHT = "_taught_by"  # on a model: which adapter each word came from
 
 
 def save_adapter(model: MusicModel, method: TuningMethod, folder: Path) -> None:
     """Write what ``method`` learned on ``model``: ``adapter.json`` and a folder per method."""
     folder.mkdir(parents=True, exist_ok=True)
-    parts = method.methods if isinstance(method, Combined) else [method]
+    identity = identity_behind(model, method)
+    parts = parts_of(method)
     for part in parts:
         part.save(model, folder / part.name)
     concepts = [c for part in parts if isinstance(part, ConceptTokens) for c in part.concepts]
@@ -37,7 +38,8 @@ def save_adapter(model: MusicModel, method: TuningMethod, folder: Path) -> None:
         "schema": _SCHEMA,
         "musictune": _version(),
         "base": model.base,
-        "fingerprint": fingerprint(model),
+        "fingerprint": identity.fingerprint,
+        "identity": identity.plain(),
         "methods": [{"name": part.name, "folder": part.name} for part in parts],
         "concepts": [asdict(concept) for concept in concepts],
     }
@@ -60,36 +62,86 @@ def attach_adapter(model: MusicModel, folder: Path) -> TuningMethod:
         raise InputError(
             f"adapter {folder} has schema {content.get('schema')!r}, this musictune reads {_SCHEMA}"
         )
-    if content.get("fingerprint") != fingerprint(model):
-        raise InputError(
-            f"adapter {folder} was made for base {content.get('base')!r}, "
-            f"whose weights differ from those of {model.base!r}; pass its own base"
-        )
+    _check_base(model, content, folder)
+    _check_words(model, folder)
     parts = [(find(name), folder / place) for name, place in _parts(content, folder)]
     if len(parts) == 1:
-        return parts[0][0].load(model, parts[0][1])
-    return Combined.loaded(model, parts)
+        method = parts[0][0].load(model, parts[0][1])
+    else:
+        method = Combined.loaded(model, parts)
+    taught = getattr(model, _TAUGHT, {})
+    setattr(model, _TAUGHT, taught | dict.fromkeys(concept_names(folder), folder))
+    return method
 
 
-def load_adapter(model: MusicModel, folder: Path, weight: float = 1.0) -> list[Concept]:
+def load_adapter(
+    model: MusicModel, folder: Path, weight: float = 1.0, depth: Depth | None = None
+) -> list[Concept]:
     """Merge an adapter into ``model``. Several can follow each other, if their words differ.
+
+    A method that cannot be merged stays attached, with its effect scaled by ``weight``; load such
+    adapters last.
 
     Args:
         model: changed in place.
         folder: an adapter folder, or a run with one in it.
         weight: 1 for all of it, 0.5 for half, 0 for the base.
+        depth: how much of it each layer keeps, besides ``weight``; all by default.
 
     Returns:
         The concepts that the model has learned from it.
 
     Raises:
-        InputError: no adapter, a damaged one, one for another base, or a weight that is no number.
+        InputError: no adapter, a damaged one, one for another base, a word that another adapter
+            taught already, a weight that is no number, or ``depth`` for what cannot be merged.
     """
     if not math.isfinite(weight):
         raise InputError(f"adapter weight {weight} must be a number, such as 0.7")
+    folder = adapter_folder(folder)
+    live = live_methods(folder)
+    if live and depth is not None:
+        raise InputError(
+            f"adapter {folder} cannot be scaled by depth: {live[0]} is not a change of weights; "
+            "leave the depth out"
+        )
     known = list(model.concepts)
-    attach_adapter(model, folder).merge(model, weight)
+    backbone = dict(model.backbone.named_parameters())
+    before = {n: p.detach().clone() for n, p in backbone.items()} if depth else {}
+    for part in reversed(parts_of(attach_adapter(model, folder))):
+        if not part.mergeable:
+            part.scale = weight  # type: ignore[attr-defined]
+        elif depth is None or isinstance(part, ConceptTokens):
+            part.merge(model, weight)
+        else:
+            part.merge(model)
+    if depth is not None:
+        rescale(model.backbone, before, weight, depth)
+    model.requires_grad_(False)
     return [concept for concept in model.concepts if concept not in known]
+
+
+def parts_of(method: TuningMethod) -> list[TuningMethod]:
+    """The methods that ``method`` combines, or itself."""
+    return list(method.methods) if isinstance(method, Combined) else [method]
+
+
+def live_methods(folder: Path) -> list[str]:
+    """The names of those methods of an adapter that cannot be merged.
+
+    Raises:
+        InputError: as :func:`adapter_folder`, or the adapter is damaged.
+    """
+    return [name for name in method_names(folder) if not find(name).mergeable]
+
+
+def method_names(folder: Path) -> list[str]:
+    """The short names of an adapter's methods.
+
+    Raises:
+        InputError: as :func:`live_methods`.
+    """
+    folder = adapter_folder(folder)
+    return [name for name, _ in _parts(load_json(folder / "adapter.json"), folder)]
 
 
 def adapter_folder(folder: Path) -> Path:
@@ -108,22 +160,49 @@ def adapter_folder(folder: Path) -> Path:
 def fingerprint(model: MusicModel) -> str:
     """A hash of the parts of a base that no method changes: text encoder and codec.
 
-    Word embeddings are left out, as concepts add to them; values are rounded to bfloat16, so that a
-    base loaded in half precision is the same base. Each method checks the shapes it needs itself.
+    Word embeddings are left out. :func:`musictune.methods.identity.identity_of` says more.
     """
-    encoder = model.text_encoder
-    tables = {id(p) for p in encoder.get_input_embeddings().parameters()}
-    digest = hashlib.sha256(str(getattr(model, "codec_key", "")).encode())
-    for name, parameter in sorted(encoder.named_parameters()):
-        if id(parameter) not in tables:
-            digest.update(f"{name} {list(parameter.shape)}".encode())
-            digest.update(_bytes(parameter))
-    return digest.hexdigest()[:32]
+    return identity_of(model).fingerprint
 
 
-def _bytes(parameter: nn.Parameter) -> bytes:
-    rounded = parameter.detach().to(torch.bfloat16).cpu().contiguous()
-    return rounded.view(torch.int16).numpy().tobytes()
+def _check_base(model: MusicModel, content: dict[str, Any], folder: Path) -> None:
+    ours, saved = identity_of(model), content.get("identity")
+    reason = None
+    if isinstance(saved, dict):
+        reason = ours.difference(saved)
+    # Adapters of before had only this.
+    if reason is None and content.get("fingerprint") != ours.fingerprint:
+        reason = "weights differ from text encoder on"
+    if reason is None:
+        return
+    size = f" ({_count(saved.get('weights'))})" if isinstance(saved, dict) else ""
+    raise InputError(
+        f"adapter {folder} was made for base {content.get('base')!r}{size}, this is "
+        f"{model.base!r} ({_count(ours.weights)}): {reason}; pass its own base"
+    )
+
+
+def _check_words(model: MusicModel, folder: Path) -> None:
+    known = {concept.name for concept in model.concepts}
+    for name in concept_names(folder):
+        if name in known:
+            teacher = getattr(model, _TAUGHT, {}).get(name)
+            if teacher is None:
+                raise InputError(
+                    f"adapter {folder} teaches <{name}>, which base {model.base!r} knows already; "
+                    "use the base that it was made for"
+                )
+            raise InputError(same_name(name, teacher, folder))
+
+
+def _count(weights: object) -> str:
+    """A size that people know a base by."""
+    if not isinstance(weights, int):
+        return "of unknown size"
+    for unit, name in ((10**9, "billion"), (10**6, "million")):
+        if weights >= unit:
+            return f"{weights / unit:.3g} {name} weights in its backbone"
+    return f"{weights} weights in its backbone"
 
 
 def _parts(content: dict[str, object], folder: Path) -> list[tuple[str, str]]:

@@ -124,6 +124,23 @@ class ConceptTokens(TuningMethod):
         finally:
             rows.data.copy_(learned)
 
+    @torch.no_grad()
+    def weigh(self, learned: Tensor, weight: float) -> None:
+        """Let the words mean ``weight`` of the way from where they began to ``learned``.
+
+        Args:
+            learned: ``(tokens, width)``, what they mean at weight 1.
+            weight: 0 for the class word's own meaning.
+        """
+        rows, start = self._attached().rows, self._start
+        assert start is not None
+        rows.copy_(start + weight * (learned - start))
+
+    @property
+    def rows(self) -> Tensor:
+        """``(tokens, width)``, a copy of what the words mean now."""
+        return self._attached().rows.detach().clone()
+
     def save(self, model: MusicModel, folder: Path) -> None:
         """``concept_tokens.safetensors`` with ``rows``, and ``concept_tokens.json``."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from musictune.methods.adapter import live_methods
 from musictune.training.callbacks import read_metrics
 from musictune.training.recipe import Recipe
 
+_DIAGNOSTICS = (
+    "## What changed",
+    "",
+    "![where the change lives, how foreign and how spread it is](diagnostics.png)",
+    "",
+    "Relative change is the norm of the change over that of the weights it fell on; centre of "
+    "depth is 0 where it lives in the first decoder layer and 1 in the last; stable rank says in "
+    "how many directions it goes, the median over matrices. Intruder dimensions (arXiv 2410.21228) "
+    "are leading singular vectors of a tuned matrix that resemble none of the base's: the fewer, "
+    "the less the base was bent. `diagnostics.json` has every matrix.",
+)
+
 
 def write_card(
-    folder: Path, recipe: Recipe, facts: dict[str, int | float | str], prompt: str
+    folder: Path, recipe: Recipe, facts: dict[str, int | float | str], prompts: Sequence[str]
 ) -> None:
-    """Write ``folder/README.md``."""
-    run, concept = recipe.run, recipe.concept
-    name = concept.name if concept else "adapter"
+    """Write ``folder/README.md``; ``prompts`` are what the previews were asked for."""
+    run, concepts = recipe.run, recipe.concepts
+    name = " and ".join(concept.name for concept in concepts) or "adapter"
+    clips = [str(lesson.clips or run.clips) for lesson in recipe.lessons]
+    use = list(prompts)
+    if len(concepts) > 1:
+        use.append(" with ".join(concept.trigger for concept in concepts))
     lines = [
         f"# {name}",
         "",
@@ -22,27 +40,45 @@ def write_card(
         "",
         f"- base model: `{run.base}`",
         f"- licence: {licence(run.base)}",
-        f"- learned from: `{run.clips}` (mind the rights of that music)",
+        f"- learned from: {', '.join(f'`{place}`' for place in clips)} (mind the rights of that "
+        "music)",
         f"- method: {facts['method']}, {int(facts['trained_parameters']):,} trained weights, "
-        f"{recipe.training.steps} steps, seed {recipe.training.seed}",
+        f"{facts.get('stopped_step', recipe.training.steps)} steps, seed {recipe.training.seed}",
     ]
+    if "stopped_step" in facts:
+        lines.append(
+            f"- stopped early, after step {facts['stopped_step']} of {recipe.training.steps}: "
+            f"{facts['stopped_because']}"
+        )
     if "kept_step" in facts:
         lines.append(
             f"- kept: step {facts['kept_step']}, whose previews came closest to the held-out clips "
             "and to their prompts"
         )
-    if concept:
+    lines += [
+        f"- concept: write `{concept.trigger}` in a prompt; it is a kind of "
+        f"{concept.class_word}, in {concept.tokens} token(s)"
+        for concept in concepts
+    ]
+    if recipe.training.prior:
         lines.append(
-            f"- concept: write `{concept.trigger}` in a prompt; it is a kind of "
-            f"{concept.class_word}, in {concept.tokens} token(s)"
+            f"- prior preservation: {recipe.training.prior} clips of the base's own of each class "
+            f"word, weight {recipe.training.prior_weight:g}"
         )
     lines += [
         "",
         "## Use",
         "",
         "```",
-        f'musictune generate "{prompt}" --adapter THIS_FOLDER --base {run.base} --out music',
-        "musictune merge THIS_FOLDER --out merged   # a plain transformers folder",
+        *(
+            f'musictune generate "{prompt}" --adapter THIS_FOLDER --base {run.base} --out music'
+            for prompt in use
+        ),
+        *(
+            ["musictune merge THIS_FOLDER --out merged   # a plain transformers folder"]
+            if _merges(folder)
+            else []
+        ),
         "```",
         "",
         "## Figures",
@@ -52,7 +88,7 @@ def write_card(
         *(f"| {key.replace('_', ' ')} | {value} |" for key, value in _figures(folder, facts)),
         "",
         "Proof of effect: the share of codec tokens that differ, and the mean difference in "
-        f"decibels, between `{prompt}` with and without what was learned, at one seed. "
+        f"decibels, between {_quoted(prompts)} with and without what was learned, at one seed. "
         "`config.yaml` holds the whole recipe, `metrics.csv` every step.",
         "",
         "![losses](losses.png)",
@@ -69,7 +105,20 @@ def write_card(
             "![alignment](alignment.png)",
             "",
         ]
+    if (folder / "diagnostics.png").is_file():
+        lines += [*_DIAGNOSTICS, ""]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _merges(folder: Path) -> bool:
+    """Whether the run's adapter can become part of the plain weights."""
+    return not ((folder / "adapter" / "adapter.json").is_file() and live_methods(folder))
+
+
+def _quoted(prompts: Sequence[str]) -> str:
+    if len(prompts) == 1:
+        return f"`{prompts[0]}`"
+    return f"the one of {', '.join(f'`{prompt}`' for prompt in prompts)} that changed least,"
 
 
 def licence(base: str) -> str:
@@ -89,6 +138,7 @@ def draw_losses(folder: Path) -> None:
     axes = figure.subplots()
     for column, label, style in (
         ("loss", "training", {"linewidth": 1.0, "alpha": 0.8}),
+        ("prior_loss", "the base's own music", {"linewidth": 1.0, "alpha": 0.5}),
         ("held_out_loss", "held out", {"marker": "o", "markersize": 4}),
     ):
         _curve(axes, folder, column, label=label, **style)
@@ -127,7 +177,7 @@ def draw_alignment(folder: Path, kept: int) -> None:
 
 def _curve(axes: Any, folder: Path, column: str, **style: Any) -> None:
     rows = read_metrics(folder / "metrics.csv")
-    points = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
+    points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
     if points:
         axes.plot(*zip(*points, strict=True), **style)
 
@@ -142,7 +192,11 @@ def _figures(
         for row in rows
         if row["held_out_loss"] and int(row["step"]) <= last
     ]
-    figures = [(key, value) for key, value in facts.items() if key != "method"]
+    figures: list[tuple[str, int | float | str]] = [
+        (key, round(value, 6) if isinstance(value, float) else value)
+        for key, value in facts.items()
+        if key != "method"
+    ]
     if held_out:
         figures += [
             ("held_out_loss_before", round(held_out[0], 4)),

@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from musictune.data.concepts import Concept
+    from musictune.methods.composition import Addition, Depth
 
 
 class Format(StrEnum):
@@ -30,6 +31,14 @@ def generate(
     adapter: Annotated[
         list[str] | None,
         typer.Option(help="A run of `tune`, with a weight if wanted: RUN=0.7. Repeatable."),
+    ] = None,
+    depth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIRST:LAST",
+            help="How much of the adapters the decoder's first and last layer keep, the ones "
+            "between in a straight line (LiNeS): 0.3:1.",
+        ),
     ] = None,
     base: Annotated[str, typer.Option(help="mini, a model folder, or a Hugging Face id.")] = "mini",
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 10.0,
@@ -61,6 +70,9 @@ def generate(
     A tuned sound is called by its name, as it was given to `tune --concept`:
 
         musictune generate "a slow melody on <musicbox>" --adapter runs/musicbox --out out/music
+
+    Several adapters add up, each with its weight; of pivotal ones it is said how much their masks
+    overlap.
     """
     from musictune import console
     from musictune.files import check_target
@@ -68,6 +80,9 @@ def generate(
     from musictune.generation.folder import write_music
     from musictune.generation.sampling import Sampling
     from musictune.methods import load_adapter
+    from musictune.methods.adapter import live_methods
+    from musictune.methods.composition import Addition, Depth, check_together
+    from musictune.methods.overlap import overlap_notes
     from musictune.models import checkpoint, load_model
     from musictune.models.devices import find_device
 
@@ -75,16 +90,21 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p, guidance)
     check_seconds(seconds)
     _check_numbers(count=count, seed=seed, batch=batch)
-    adapters = [_adapter(given) for given in adapter or []]
+    adapters = [Addition.read(given) for given in adapter or []]
+    scale = Depth.read(depth) if depth is not None else None
+    check_together([each.folder for each in adapters])
     place = Path(checkpoint.check(base))
     find_device(device)
-    check_target(out, overwrite=overwrite, inputs=[place, *(folder for folder, _ in adapters)])
+    check_target(out, overwrite=overwrite, inputs=[place, *(each.folder for each in adapters)])
+    for line in overlap_notes([each.folder for each in adapters]):
+        console.note(line)
 
     model = load_model(base, device)
     check_seconds(seconds, model.max_seconds)
-    for folder, weight in adapters:
-        concepts = load_adapter(model, folder, weight)
-        _remark_unused(concepts, wanted, folder)
+    # What stays attached comes last: the layers of the others would no longer be plain.
+    for each in sorted(adapters, key=lambda each: bool(live_methods(each.folder))):
+        concepts = load_adapter(model, each.folder, each.weight, scale)
+        _remark_unused(concepts, wanted, each.folder)
     files = write_music(
         model,
         wanted,
@@ -95,7 +115,7 @@ def generate(
         sampling=sampling,
         batch=batch,
         suffix=format_.value,
-        adapters=[_facts(folder, weight) for folder, weight in adapters],
+        adapters=[_facts(each, scale) for each in adapters],
         overwrite=overwrite,
     )
     console.say(f"{len(files)} clips of {seconds:g} s in {out}")
@@ -124,27 +144,6 @@ def _check_numbers(count: int, seed: int, batch: int) -> None:
         raise InputError(f"seed {seed} must be 0 or a positive number below 2^62")
 
 
-def _adapter(given: str) -> tuple[Path, float]:
-    """``RUN`` or ``RUN=weight`` to the adapter's own folder and a weight."""
-    import math
-
-    from musictune.errors import InputError
-    from musictune.methods import adapter_folder
-
-    path, equals, number = given.rpartition("=")
-    if not equals or Path(given).exists():
-        return adapter_folder(Path(given)), 1.0
-    try:
-        weight = float(number)
-    except ValueError:
-        weight = math.nan
-    if not math.isfinite(weight):
-        raise InputError(
-            f"adapter {given} has weight {number!r}; give a number, such as {path}=0.7"
-        )
-    return adapter_folder(Path(path)), weight
-
-
 def _remark_unused(concepts: list[Concept], prompts: list[str], folder: Path) -> None:
     """Most disappointment with adapters is a prompt that never calls them."""
     from musictune import console
@@ -155,13 +154,16 @@ def _remark_unused(concepts: list[Concept], prompts: list[str], folder: Path) ->
         console.note(f"no prompt says {names}, so adapter {folder} has little to act on")
 
 
-def _facts(folder: Path, weight: float) -> dict[str, object]:
+def _facts(adapter: Addition, depth: Depth | None) -> dict[str, object]:
     """What the manifest says about an adapter; the hash is over its files' names and hashes."""
     import hashlib
 
     from musictune.files import sha256
 
+    folder = adapter.folder
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         digest.update(f"{path.relative_to(folder).as_posix()} {sha256(path)}\n".encode())
-    return {"path": str(folder), "weight": weight, "sha256": digest.hexdigest()}
+    scale = {"depth": [depth.first, depth.last]} if depth else {}
+    facts = {"path": str(folder), "weight": adapter.weight, "sha256": digest.hexdigest()}
+    return facts | scale
