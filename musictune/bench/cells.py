@@ -1,10 +1,15 @@
-"""Finished work on disk: a folder per cell, there whole or not at all, of one setting each."""
+"""Finished work on disk: a folder per cell, there whole or not at all, of one setting each.
+
+Several processes may share one folder: each cell is made by whoever claims it first.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from musictune.errors import InputError
-from musictune.files import check_target, publish_file, publish_folder
+from musictune.files import check_target, publish_file, publish_folder, readable
 
 CELL = "cell.json"
 SCHEMA = 1
 
 _MARK = "bench.json"
+_COMMANDS = "commands.txt"
 _KIND = "musictune bench concepts"
 
 
@@ -57,29 +63,107 @@ class Cells:
             )
         return found
 
-    @contextlib.contextmanager
-    def make(
-        self, key: Sequence[str], settings: Mapping[str, Any]
-    ) -> Iterator[tuple[Path, Callable[[Mapping[str, Any]], None]]]:
-        """Yield a working folder, and what takes the record that belongs in it.
+    def once(
+        self,
+        key: Sequence[str],
+        settings: Mapping[str, Any],
+        make: Callable[[Path], Mapping[str, Any]],
+        *,
+        wait: bool = True,
+    ) -> dict[str, Any] | None:
+        """What a cell holds: found, or made now, by one process alone.
 
-        The folder becomes the cell only if the block succeeds.
+        Args:
+            key: the parts of its path.
+            settings: all that its figures depend on.
+            make: fills the folder it is given and returns the record; the folder becomes the cell
+                only if it succeeds.
+            wait: for another process that is making it; else None is returned.
 
         Raises:
-            InputError: it cannot be written, or the disk is full.
+            InputError: it was made with other settings, cannot be written, or the disk is full.
         """
-        with publish_folder(self.place(key)) as folder:
+        if found := self.find(key, settings):
+            return found
+        place = self.place(key)
+        with claimed(place, wait=wait) as ours:
+            if not ours:
+                return None
+            if self.find(key, settings) is None:  # else another process made it meanwhile
+                with publish_folder(place) as folder:
+                    record = {
+                        "schema": SCHEMA,
+                        "settings_hash": settings_hash(settings),
+                        "settings": dict(settings),
+                        **make(folder),
+                    }
+                    (folder / CELL).write_text(as_json(record), encoding="utf-8")
+        return self.find(key, settings)
 
-            def keep(record: Mapping[str, Any]) -> None:
-                whole = {
-                    "schema": SCHEMA,
-                    "settings_hash": settings_hash(settings),
-                    "settings": dict(settings),
-                    **record,
-                }
-                (folder / CELL).write_text(as_json(whole), encoding="utf-8")
+    def commands(self) -> list[str]:
+        """What was run on this folder, the first command first."""
+        path = self.out / _COMMANDS
+        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
-            yield folder, keep
+    def remember(self, command: str) -> None:
+        """Keep a command with the cells that it asks for, once.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        with claimed(self.out / _COMMANDS):
+            known = self.commands()
+            if command not in known:
+                publish_text(
+                    "".join(f"{line}\n" for line in [*known, command]), self.out / _COMMANDS
+                )
+
+
+@contextlib.contextmanager
+def claimed(place: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Inside, no other process has ``place``; the system frees what a killed process had.
+
+    Args:
+        place: a file or folder, which need not exist.
+        wait: until it is free; else yields False where it is not.
+
+    Raises:
+        InputError: its parent cannot be written.
+    """
+    path = place.with_name(f".{place.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _locked(path, wait)
+    except OSError as error:
+        raise readable(error, place) from error
+    if descriptor is None:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _locked(path: Path, wait: bool) -> int | None:
+    """A descriptor of the locked file, or None where another process has it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            # The one before us removed the file when it was done: a lock on what nobody else can
+            # open any more keeps nobody out.
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                    return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 def open_cells(out: Path, *, overwrite: bool = False, inputs: Sequence[Path] = ()) -> Cells:
@@ -93,16 +177,19 @@ def open_cells(out: Path, *, overwrite: bool = False, inputs: Sequence[Path] = (
     Raises:
         InputError: ``out`` holds something else, or cannot be written.
     """
-    ours = (out / _MARK).is_file() and read_json(out / _MARK).get("kind") == _KIND
-    check_target(out, overwrite=overwrite or ours, inputs=inputs)
-    if overwrite and out.is_dir():
-        shutil.rmtree(out)
-        ours = False
-    if not ours:
-        with publish_folder(out) as folder:
-            mark = {"kind": _KIND, "schema": SCHEMA}
-            (folder / _MARK).write_text(as_json(mark), encoding="utf-8")
+    check_target(out, overwrite=overwrite or _is_ours(out), inputs=inputs)
+    with claimed(out.absolute()):  # two commands may be started at once
+        if overwrite and out.is_dir():
+            shutil.rmtree(out)
+        if not _is_ours(out):
+            with publish_folder(out) as folder:
+                mark = {"kind": _KIND, "schema": SCHEMA}
+                (folder / _MARK).write_text(as_json(mark), encoding="utf-8")
     return Cells(out)
+
+
+def _is_ours(out: Path) -> bool:
+    return (out / _MARK).is_file() and read_json(out / _MARK).get("kind") == _KIND
 
 
 def settings_hash(settings: Mapping[str, Any]) -> str:

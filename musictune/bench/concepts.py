@@ -8,6 +8,7 @@ were never trained on, beside what the untouched base makes of the class word at
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
@@ -15,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from musictune import console
 from musictune.bench.asked import (
@@ -30,15 +31,15 @@ from musictune.bench.asked import (
 from musictune.bench.cells import Cells, versions
 from musictune.bench.concept_set import BenchConcept
 from musictune.bench.forgetting import (
+    Forgetting,
     GeneralSet,
     embed,
-    forgetting,
     general_set,
-    losses,
     write_clips,
 )
 from musictune.bench.material import (
     PER_CLIP,
+    SEEDS_APART,
     Material,
     Music,
     alignments,
@@ -53,10 +54,9 @@ from musictune.methods import load_adapter
 from musictune.metrics.embedders import ClapEmbedder
 from musictune.models import load_model
 from musictune.models.musicgen import MusicGen
+from musictune.training.recipe import Recipe
 from musictune.training.run import tune
 
-_SEEDS_APART = 10_000  # so that no clip of one seed is made with the luck of another's
-_GENERAL_SEED = 5_000
 Key = tuple[str, ...]
 
 
@@ -97,12 +97,16 @@ class Bench:
         base = load_model(plan.base, plan.device)
         check_seconds(plan.seconds, base.max_seconds)
         self.base_hash = weights_hash(base)
-        self.general = general_set(cells, plan.general)
         self._base = base
         self._digests: dict[str, str] = {}
-        self._materials: dict[str, Material] = {}
-        self._general_codes: list[Tensor] = []
-        self._general_points: list[Tensor] = []
+        self._materials: dict[tuple[str, float | None], Material] = {}
+        general = general_set(cells, plan.general)
+        self.no_general = general if isinstance(general, str) else ""
+        self._forgetting: Forgetting | None = None
+        if isinstance(general, GeneralSet):
+            self._forgetting = Forgetting(
+                general, plan.music, base, self.embedder, cells, self.shared_settings()
+            )
 
     def settings(self, cell: Cell) -> dict[str, Any]:
         """All that the figures of a cell depend on.
@@ -116,13 +120,15 @@ class Bench:
             "seed": cell.seed,
             "prompts": [list(pair) for pair in self.plan.chosen(concept)],
             "class_word": concept.class_word,
-            "general": self._general_settings(),
+            "general": self._forgetting.settings if self._forgetting else None,
             **self.shared_settings(),
         }
         if cell.method is None:
             return settings
         word = learnable_word(self._base, concept)
         recipe = self.plan.recipe(cell.method, concept, cell.seed, word.name)
+        if cell.method.reference_seconds is not None:
+            settings["reference_seconds"] = cell.method.reference_seconds
         return settings | {"method": cell.method.text, "recipe": recipe_settings(recipe)}
 
     def shared_settings(self) -> dict[str, Any]:
@@ -133,21 +139,21 @@ class Bench:
             "seconds": self.plan.seconds,
         }
 
-    def record(self, cell: Cell) -> dict[str, Any]:
-        """The cell's figures: found, or made now.
+    def record(self, cell: Cell, *, wait: bool = True) -> dict[str, Any] | None:
+        """The cell's figures: found, or made now; None where another process makes it.
+
+        Args:
+            wait: for that process.
 
         Raises:
             InputError: bad input, a full disk, or a cell that was made with other settings.
         """
-        settings = self.settings(cell)
-        if found := self.cells.find(cell.key, settings):
-            return found
-        console.say(str(cell))
-        with self.cells.make(cell.key, settings) as (folder, keep):
-            keep(self._make(cell, folder))
-        found = self.cells.find(cell.key, settings)
-        assert found is not None
-        return found
+
+        def make(folder: Path) -> dict[str, Any]:
+            console.say(str(cell))
+            return self._make(cell, folder)
+
+        return self.cells.once(cell.key, self.settings(cell), make, wait=wait)
 
     def made_with(self) -> dict[str, Any]:
         """Everything needed to make the same numbers again."""
@@ -161,25 +167,44 @@ class Bench:
             "device": str(self._base.device),
         }
 
-    def material(self, concept: BenchConcept) -> Material:
+    def material(self, concept: BenchConcept, reference_seconds: float | None = None) -> Material:
         """The concept's clips, read once."""
-        if concept.name not in self._materials:
+        key = concept.name, reference_seconds
+        if key not in self._materials:
             word = learnable_word(self._base, concept)
-            self._materials[concept.name] = read_material(
-                concept, word, self._base, self.embedder, self.cells.out / "prepared"
+            self._materials[key] = read_material(
+                concept,
+                word,
+                self._base,
+                self.embedder,
+                self.cells.out / "prepared",
+                reference_seconds,
             )
-        return self._materials[concept.name]
+        return self._materials[key]
 
-    def forget(self, concept: BenchConcept) -> None:
-        """Free the memory of a concept that is done."""
-        self._materials.pop(concept.name, None)
+    def learn(self, clips: Path | None, recipe: Recipe, run: Path) -> dict[str, Any]:
+        """Tune a fresh base into the folder ``run``; the run's facts.
 
-    def tuned(self, cells: Sequence[Cell]) -> MusicGen:
-        """A fresh base with the adapters of finished cells in it."""
-        model = load_model(self.plan.base, self.plan.device)
-        for cell in cells:
-            load_adapter(model, self.cells.place(cell.key) / "run")
+        Raises:
+            InputError: bad clips or names, or a full disk.
+            CheckFailed: a loss was no number, or the adapter has no effect.
+        """
+        model = self.fresh()
+        _fresh_peak(model.device)
+        result = tune(model, clips, recipe, run)
+        shutil.rmtree(run / "tensorboard", ignore_errors=True)
+        return dict(result.facts)
+
+    def with_adapters(self, runs: Sequence[Path]) -> MusicGen:
+        """A fresh base with adapters in it, merged one after the other."""
+        model = self.fresh()
+        for run in runs:
+            load_adapter(model, run)
         return model
+
+    def fresh(self) -> MusicGen:
+        """The untouched base, to be changed."""
+        return copy.deepcopy(self._base)  # faster than reading and hashing its files again
 
     def base(self) -> MusicGen:
         """The untouched base."""
@@ -187,7 +212,7 @@ class Bench:
 
     def _make(self, cell: Cell, folder: Path) -> dict[str, Any]:
         concept = cell.concept
-        material = self.material(concept)
+        material = self.material(concept, cell.method.reference_seconds if cell.method else None)
         asked = self.plan.chosen(concept)
         texts = [named(prompt, concept.class_word) for _, prompt in asked]
         record: dict[str, Any] = {
@@ -202,14 +227,14 @@ class Bench:
             model, prompts = self._base, texts
         else:
             try:
-                record["facts"] = self._tune(cell, material, folder / "run")
+                recipe = self.plan.recipe(cell.method, concept, cell.seed, material.word.name)
+                record["facts"] = self.learn(material.prepared, recipe, folder / "run")
             except CheckFailed as error:
                 console.note(f"{cell}: failed: {error}")
                 return record | {"failed": str(error)}
-            model = load_model(self.plan.base, self.plan.device)
-            load_adapter(model, folder / "run")
+            model = self.with_adapters([folder / "run"])
             prompts = [named(prompt, material.word.trigger) for _, prompt in asked]
-        first = cell.seed * _SEEDS_APART
+        first = cell.seed * SEEDS_APART
         music = play(model, prompts, texts, self.plan.seconds, first)
         lines = [
             {"prompt": prompt, "text": text, "seed": first + i, "base": self.plan.base}
@@ -220,21 +245,17 @@ class Bench:
         record |= self._measured(material, music, parts)
         for name, line, clip in zip(names, lines, record["clips"], strict=True):
             clip |= {"file": f"music/{name}", **line}
-        if isinstance(self.general, GeneralSet):
-            record["forgetting"] = self._forgetting(cell, model, self.general, material)
+        losses = material.unheard.losses(model, tuned=cell.method is not None)
+        record["concept_loss"] = {
+            "loss": float(np.mean(losses)),
+            "losses": [round(value, 5) for value in losses],
+        }
+        if self._forgetting:
+            tuned = model if cell.method else None
+            record["forgetting"] = self._forgetting.measure(tuned, material.word, cell.seed)
         else:
-            record["not_computed"] = {"forgetting": self.general}
+            record["not_computed"] = {"forgetting": self.no_general}
         return record
-
-    def _tune(self, cell: Cell, material: Material, run: Path) -> dict[str, Any]:
-        """Learn the concept into ``run``; the run's facts."""
-        assert cell.method is not None
-        recipe = self.plan.recipe(cell.method, cell.concept, cell.seed, material.word.name)
-        model = load_model(self.plan.base, self.plan.device)
-        _fresh_peak(model.device)
-        result = tune(model, material.prepared, recipe, run)
-        shutil.rmtree(run / "tensorboard", ignore_errors=True)
-        return dict(result.facts)
 
     def _measured(self, material: Material, music: Music, parts: Sequence[str]) -> dict[str, Any]:
         made = embed(self.embedder, music.clips)
@@ -257,63 +278,6 @@ class Bench:
         if concept.name not in self._digests:
             self._digests[concept.name] = concept_digest(concept)
         return self._digests[concept.name]
-
-    # --- forgetting ---
-
-    def _forgetting(
-        self, cell: Cell, model: MusicGen, general: GeneralSet, material: Material
-    ) -> dict[str, Any]:
-        """Of the clips that do not name the concept."""
-        base = self._general_base(general, cell.seed)
-        if cell.method is None:
-            tuned_losses, tuned = base["losses"], base["points"]
-        else:
-            codes = self._codes(general)
-            tuned_losses = losses(model, general.clips, codes)
-            tuned = self._general_music(model, general, cell.seed)
-        kept = general.without(material.word)
-        points = self._points(general)
-        return forgetting(
-            *([values[i] for i in kept] for values in (tuned_losses, base["losses"])),
-            *([values[i] for i in kept] for values in (tuned, base["points"], points)),
-        )
-
-    def _general_base(self, general: GeneralSet, seed: int) -> dict[str, Any]:
-        """What the base does with the general captions: the same for all concepts."""
-        key = ("general", f"seed{seed}")
-        settings = {"general": self._general_settings(), "seed": seed, **self.shared_settings()}
-        found = self.cells.find(key, settings)
-        if found is None:
-            console.say(f"the base, general captions, seed {seed}")
-            with self.cells.make(key, settings) as (_, keep):
-                values = losses(self._base, general.clips, self._codes(general))
-                points = self._general_music(self._base, general, seed)
-                keep({"losses": values, "points": [clip.tolist() for clip in points]})
-            found = self.cells.find(key, settings)
-            assert found is not None
-        points = [torch.tensor(clip, dtype=torch.float32) for clip in found["points"]]
-        return {"losses": found["losses"], "points": points}
-
-    def _general_music(self, model: MusicGen, general: GeneralSet, seed: int) -> list[Tensor]:
-        texts = [clip.caption for clip in general.clips]
-        seconds = min(general.seconds, model.max_seconds)
-        first = seed * _SEEDS_APART + _GENERAL_SEED
-        return embed(self.embedder, play(model, texts, texts, seconds, first).clips)
-
-    def _general_settings(self) -> dict[str, Any] | None:
-        if not isinstance(self.general, GeneralSet):
-            return None
-        return {"clips": len(self.general.clips), "digest": self.general.digest}
-
-    def _codes(self, general: GeneralSet) -> list[Tensor]:
-        if not self._general_codes:
-            self._general_codes = [self._base.encode([c]).codes[0].cpu() for c in general.clips]
-        return self._general_codes
-
-    def _points(self, general: GeneralSet) -> list[Tensor]:
-        if not self._general_points:
-            self._general_points = embed(self.embedder, general.clips)
-        return self._general_points
 
 
 def weights_hash(model: MusicGen) -> str:

@@ -1,27 +1,33 @@
-"""Two concepts learned apart and asked for together: does one get in the way of the other?
+"""Two concepts asked for together: does one get in the way of the other?
 
-Both adapters are loaded at once. The music is asked for both sounds, for one of them, and for
-neither; each prompt for one sound has its counterpart for both, so that what a sound loses in
-company can be told from what the rest of a prompt does. Two sounds in one clip are less like either
-even when nothing goes wrong, so the base, asked for both class words, is the yardstick.
+They are learned apart, each by a run of its own, and both adapters are loaded at once; or learned
+together by one run. The music is asked for both sounds, for one of them, and for neither; each
+prompt for one sound has its counterpart for both, so that what a sound loses in company can be told
+from what the rest of a prompt does. Two sounds in one clip are less like either even when nothing
+goes wrong, so the base, asked for both class words, is the yardstick. What the model with both says
+of each sound's held-out clips, against the model with that sound alone, is the steadiest figure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from musictune import console
-from musictune.bench.asked import NONE, Method
+from musictune.bench.asked import NONE, Method, recipe_settings
 from musictune.bench.concept_set import BenchConcept
 from musictune.bench.concepts import Bench, Cell
 from musictune.bench.forgetting import embed, write_clips
-from musictune.bench.material import Material, alignments, play
-from musictune.errors import InputError
+from musictune.bench.material import SEEDS_APART, Material, alignments, learnable_word, play
+from musictune.errors import CheckFailed, InputError
+from musictune.methods.overlap import measure_overlap
+from musictune.methods.sparse_change import is_sparse
 from musictune.models.musicgen import MusicGen
+from musictune.training.recipe import Recipe
 
 _MANNERS = (
     "{sound}",
@@ -33,6 +39,7 @@ _MANNERS = (
 _NEITHER = ("piano solo", "violin and cello duet", "rock with electric guitar, bass and drums")
 _SEED = 7_000  # apart from those of the concepts' own prompts
 _STYLE = "style"
+_BOTH = ("first", "second")
 
 
 @dataclass(frozen=True)
@@ -108,85 +115,173 @@ def pair_names(text: str) -> list[str]:
     return names
 
 
-def pair_record(bench: Bench, pair: Pair, method: Method | None, seed: int) -> dict[str, Any]:
-    """The figures of a pair under one method and seed: found, or made now.
+@dataclass(frozen=True)
+class PairCell:
+    """A pair, method and seed; ``method`` is None for the base.
+
+    Attributes:
+        tokens: of each concept where one run learns both together; None where each has its own run.
+    """
+
+    pair: Pair
+    method: Method | None
+    seed: int
+    tokens: int | None = None
+
+    @property
+    def label(self) -> str:
+        """What its row is called."""
+        method = self.method.text if self.method else NONE
+        return f"{method}{joint_label(self.tokens)}"
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The parts of its path."""
+        method = self.method.slug if self.method else NONE
+        together = "" if self.tokens is None else f"-joint{self.tokens}"
+        return "pairs", self.pair.name, f"{method}{together}", f"seed{self.seed}"
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Its concepts learned apart."""
+        concepts = (self.pair.first, self.pair.second)
+        return [Cell(concept, self.method, self.seed) for concept in concepts]
+
+    def __str__(self) -> str:
+        return f"{self.pair.name}, {self.label}, seed {self.seed}"
+
+
+def joint_label(tokens: int | None) -> str:
+    """What is added to a method's name where one run learns both concepts."""
+    if tokens is None:
+        return ""
+    return f", joint with {tokens} token{'' if tokens == 1 else 's'} each"
+
+
+def pair_record(bench: Bench, cell: PairCell, *, wait: bool = True) -> dict[str, Any] | None:
+    """The figures of a pair: found, or made now; None where another process makes it.
 
     Raises:
         InputError: bad input, a full disk, or figures that were made with other settings.
     """
-    cells = [Cell(concept, method, seed) for concept in (pair.first, pair.second)]
-    key = ("pairs", pair.name, method.slug if method else NONE, f"seed{seed}")
+    pair, method = cell.pair, cell.method
     count = max(bench.plan.prompts // 2, 2)
     settings = {
         "prompts": pair.prompts(count),
-        "concepts": [bench.settings(cell) for cell in cells],
+        "concepts": [bench.settings(each) for each in cell.cells],
     }
-    if found := bench.cells.find(key, settings):
-        return found
-    parts = [bench.record(cell) for cell in cells]
-    console.say(f"{pair.name}, {method.text if method else NONE}, seed {seed}")
-    with bench.cells.make(key, settings) as (folder, keep):
+    if cell.tokens is not None:
+        settings |= {"joint": _joint_settings(bench, cell)}
+
+    def make(folder: Path) -> dict[str, Any]:
+        parts = [bench.record(each) for each in cell.cells]
+        # A pair learned together is held against the same concepts learned apart.
+        apart = cell.tokens and pair_record(bench, PairCell(pair, method, cell.seed))
+        console.say(str(cell))
         record: dict[str, Any] = {
             "pair": pair.name,
-            "method": method.text if method else NONE,
-            "seed": seed,
+            "method": cell.label,
+            "seed": cell.seed,
             "made_with": bench.made_with(),
         }
-        if failed := [part["failed"] for part in parts if "failed" in part]:
-            record["failed"] = failed[0]
-        else:
-            materials = [bench.material(concept) for concept in (pair.first, pair.second)]
-            maker = _Maker(bench, pair, materials, seed, count)
-            record["cases"] = maker.make(cells if method else [])
-            record["scores"] = _scores(record["cases"])
-            write_clips(maker.clips, folder / "music", maker.lines)
-        keep(record)
-    found = bench.cells.find(key, settings)
-    assert found is not None
-    return found
+        if failed := [p["failed"] for p in (*parts, apart) if p and "failed" in p]:
+            return record | {"failed": failed[0]}
+        # What a method that reads less of the reference copies from is no matter here.
+        materials = [bench.material(concept) for concept in (pair.first, pair.second)]
+        maker = _Maker(bench, cell, materials, count)
+        runs = [bench.cells.place(each.key) / "run" for each in cell.cells] if method else []
+        try:
+            if apart:
+                recipe = _joint_recipe(bench, cell, [each.prepared for each in materials])
+                record["facts"] = bench.learn(None, recipe, folder / "run")
+                maker.together(folder / "run", apart)
+            else:
+                maker.apart(runs)
+        except CheckFailed as error:
+            console.note(f"{cell}: failed: {error}")
+            return record | {"failed": str(error)}
+        if runs and all(is_sparse(run) for run in runs):
+            record["overlap"] = asdict(measure_overlap(runs).pairs[0, 1])
+        record |= {"cases": maker.cases, "losses": maker.losses}
+        record["scores"] = _scores(maker.cases, maker.losses)
+        write_clips(maker.clips, folder / "music", maker.lines)
+        return record
+
+    return bench.cells.once(cell.key, settings, make, wait=wait)
+
+
+def _joint_recipe(bench: Bench, cell: PairCell, folders: Sequence[Path]) -> Recipe:
+    """One run over both concepts' clips, with as many steps for each as it has when alone."""
+    assert cell.method is not None and cell.tokens is not None
+    concepts = (cell.pair.first, cell.pair.second)
+    words = [learnable_word(bench.base(), concept).name for concept in concepts]
+    alone = bench.plan.recipe(cell.method, concepts[0], cell.seed, words[0])
+    return bench.plan.joint_recipe(
+        cell.method,
+        {word: (c.class_word, f) for word, c, f in zip(words, concepts, folders, strict=True)},
+        cell.seed,
+        cell.tokens,
+        2 * alone.training.steps,
+    )
+
+
+def _joint_settings(bench: Bench, cell: PairCell) -> dict[str, Any]:
+    """Without the places of the clips, which the digests of the concepts stand for."""
+    content = recipe_settings(_joint_recipe(bench, cell, [Path("first"), Path("second")]))
+    content["run"]["concept"] = [entry.partition("=")[0] for entry in content["run"]["concept"]]
+    return content
 
 
 class _Maker:
     """Plays and measures the cases of one pair."""
 
     def __init__(
-        self, bench: Bench, pair: Pair, materials: Sequence[Material], seed: int, count: int
+        self, bench: Bench, cell: PairCell, materials: Sequence[Material], count: int
     ) -> None:
-        self.bench, self.pair, self.seed = bench, pair, seed
+        self.bench, self.pair, self.seed = bench, cell.pair, cell.seed
         self.materials = materials
-        self.prompts = pair.prompts(count)
+        self.prompts = cell.pair.prompts(count)
+        self.cases: dict[str, dict[str, float]] = {}
+        self.losses: dict[str, float] = {}
         self.clips: list[Any] = []
         self.lines: list[dict[str, Any]] = []
 
-    def make(self, cells: Sequence[Cell]) -> dict[str, Any]:
-        """Alignments by case; without cells those of the base with the class words."""
-        if not cells:
-            model = self.bench.base()
-            cases = {
-                "both": self._case("both", "both", model, tuned=False),
-                "first_alone": self._case("first_alone", "first", model, tuned=False),
-                "second_alone": self._case("second_alone", "second", model, tuned=False),
-                "neither": self._case("neither", "neither", model, tuned=False),
-            }
+    def apart(self, runs: Sequence[Path]) -> None:
+        """Each concept by its own run, then both loaded; without runs the base, class words."""
+        for place, which in enumerate(_BOTH):
+            model = self.bench.with_adapters(runs[place : place + 1])
+            self._case(f"{which}_alone", which, model, tuned=bool(runs))
+            self._loss(f"{which}_alone", which, model, tuned=bool(runs))
+        if runs:
+            self._company(self.bench.with_adapters(runs))
+            return
+        for case in ("both", "neither"):
+            self._case(case, case, self.bench.base(), tuned=False)
+        for which in _BOTH:
             # Nothing is loaded beside it, so alone and in company are the same music.
-            cases["first_beside"] = cases["first_alone"]
-            cases["second_beside"] = cases["second_alone"]
-            return cases
-        cases = {}
-        for case, cell in zip(("first", "second"), cells, strict=True):
-            model = self.bench.tuned([cell])
-            cases[f"{case}_alone"] = self._case(f"{case}_alone", case, model, tuned=True)
-        model = self.bench.tuned(cells)
-        for name, case in (
-            ("both", "both"),
-            ("first_beside", "first"),
-            ("second_beside", "second"),
-            ("neither", "neither"),
-        ):
-            cases[name] = self._case(name, case, model, tuned=True)
-        return cases
+            self.cases[f"{which}_beside"] = self.cases[f"{which}_alone"]
+            self.losses[f"{which}_beside"] = self.losses[f"{which}_alone"]
 
-    def _case(self, name: str, case: str, model: MusicGen, *, tuned: bool) -> dict[str, float]:
+    def together(self, run: Path, apart: dict[str, Any]) -> None:
+        """Both by one run; what each is alone is that of its own run."""
+        for which in _BOTH:
+            self.cases[f"{which}_alone"] = apart["cases"][f"{which}_alone"]
+            self.losses[f"{which}_alone"] = apart["losses"][f"{which}_alone"]
+        self._company(self.bench.with_adapters([run]))
+
+    def _company(self, model: MusicGen) -> None:
+        self._case("both", "both", model, tuned=True)
+        for which in _BOTH:
+            self._case(f"{which}_beside", which, model, tuned=True)
+            self._loss(f"{which}_beside", which, model, tuned=True)
+        self._case("neither", "neither", model, tuned=True)
+
+    def _loss(self, name: str, which: str, model: MusicGen, *, tuned: bool) -> None:
+        """Mean nats per token of a concept's held-out clips."""
+        unheard = self.materials[_BOTH.index(which)].unheard
+        self.losses[name] = float(np.mean(unheard.losses(model, tuned=tuned)))
+
+    def _case(self, name: str, case: str, model: MusicGen, *, tuned: bool) -> None:
         """Mean alignment with both concepts' held-out clips, and with the text."""
         concepts = (self.pair.first, self.pair.second)
         words = [material.word.trigger for material in self.materials]
@@ -195,11 +290,11 @@ class _Maker:
             [_filled(prompt, *names) for prompt in self.prompts[case]]
             for names in (words if tuned else classes, classes)
         )
-        first_seed = self.seed * 10_000 + _SEED
+        first_seed = self.seed * SEEDS_APART + _SEED
         music = play(model, prompts, texts, self.bench.plan.seconds, first_seed)
         made = embed(self.bench.embedder, music.clips)
         found = {}
-        for which, material in zip(("first", "second"), self.materials, strict=True):
+        for which, material in zip(_BOTH, self.materials, strict=True):
             values = alignments(self.bench.embedder, made, texts, material.held_out)
             found[which] = float(np.mean(values["audio_alignment"]))
             found["text"] = float(np.mean(values["text_alignment"]))
@@ -208,29 +303,36 @@ class _Maker:
             {"prompt": prompt, "text": text, "seed": first_seed + i, "case": name}
             for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
         ]
-        return found
+        self.cases[name] = found
 
 
 def _filled(prompt: str, first: str, second: str) -> str:
     return prompt.replace("{first}", first).replace("{second}", second)
 
 
-def _scores(cases: dict[str, dict[str, float]]) -> dict[str, float]:
+def _scores(cases: dict[str, dict[str, float]], losses: dict[str, float]) -> dict[str, float]:
     """What people look at.
 
     ``conflict`` is the loss of a concept's alignment when the other is asked for too, against
-    asking for it alone with its own adapter; ``interference`` the loss by the other's adapter being
-    loaded, unasked. Means of both concepts.
+    asking for it alone with its own adapter; ``interference`` the loss by the other being learned
+    too, unasked; ``loss_interference`` the same in nats per token of the concept's held-out clips,
+    so that more is worse in all three. Means of both concepts.
     """
     scores: dict[str, float] = {}
-    for which in ("first", "second"):
-        alone = cases[f"{which}_alone"][which]
+    for which in _BOTH:
+        alone, beside = (cases[f"{which}_{case}"][which] for case in ("alone", "beside"))
         scores[f"alone_{which}"] = alone
+        scores[f"beside_{which}"] = beside
         scores[f"both_{which}"] = cases["both"][which]
         scores[f"conflict_{which}"] = alone - cases["both"][which]
-        scores[f"interference_{which}"] = alone - cases[f"{which}_beside"][which]
+        scores[f"interference_{which}"] = alone - beside
+        scores[f"loss_interference_{which}"] = losses[f"{which}_beside"] - losses[f"{which}_alone"]
+        scores[f"loss_beside_{which}"] = losses[f"{which}_beside"]
         scores[f"neither_{which}"] = cases["neither"][which]
-    for name in ("alone", "both", "conflict", "interference", "neither"):
+    for name in (
+        "alone", "beside", "both", "conflict", "interference", "loss_interference", "loss_beside",
+        "neither",
+    ):  # fmt: skip
         scores[name] = (scores[f"{name}_first"] + scores[f"{name}_second"]) / 2
     scores["text_both"] = cases["both"]["text"]
     scores["text_neither"] = cases["neither"]["text"]

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from musictune.bench.asked import NONE, Method, Plan
+from musictune.bench.asked import NONE, Plan
 from musictune.bench.cells import open_cells
-from musictune.bench.concept_set import BenchConcept
-from musictune.bench.concepts import Bench, Cell, resumable
-from musictune.bench.pairs import Pair, pair_record
+from musictune.bench.concepts import Bench, resumable
+from musictune.bench.jobs import Work, make_all
+from musictune.bench.material import check_reference
+from musictune.bench.pairs import joint_label
 from musictune.bench.table import (
     COLUMNS,
     PAIR_COLUMNS,
@@ -25,6 +26,7 @@ from musictune.models import checkpoint
 from musictune.models.devices import find_device
 
 _PRINTED = {
+    "concept_loss_change": "nats",
     "audio_alignment": "audio",
     "audio_gain": "gain",
     "text_alignment": "text",
@@ -40,69 +42,50 @@ _PRINTED_PAIRS = {
     "conflict": "conflict",
     "conflict_over_base": "minus base",
     "interference": "interference",
+    "loss_interference": "nats",
     "alone": "alone",
     "both": "both",
 }
 
 
 def run_bench(
-    concepts: Sequence[BenchConcept],
-    methods: Sequence[Method],
-    seeds: Sequence[int],
-    pairs: Sequence[Pair],
-    plan: Plan,
-    out: Path,
-    *,
-    command: str,
-    overwrite: bool = False,
+    work: Work, out: Path, *, command: str, jobs: int = 1, overwrite: bool = False
 ) -> Tables:
     """Make what is missing in ``out`` and write its tables.
 
     Args:
-        concepts: what is learned.
-        methods: by what, beside the base, which always is the first row.
-        seeds: each cell is made with each.
-        pairs: of the concepts.
-        plan: how.
+        work: what is asked for.
         out: a folder of an earlier run, whose finished cells are used, or a new one.
         command: what the page is headed with.
+        jobs: processes that make cells at once.
         overwrite: start again.
 
     Raises:
         InputError: bad input, a full disk, or an ``out`` with other settings or other content.
+        CheckFailed: a process was killed.
         KeyboardInterrupt: stopped; finished cells are kept.
     """
+    plan, concepts = work.plan, work.concepts
     place = Path(checkpoint.check(plan.base))
     find_device(plan.device)
-    for method in methods:  # a mistake in any recipe shows before anything is written
-        plan.recipe(method, concepts[0], seeds[0], concepts[0].name)
+    for method in work.methods:  # a mistake in any recipe shows before anything is written
+        plan.recipe(method, concepts[0], work.seeds[0], concepts[0].name)
+        for concept in concepts:
+            check_reference(concept, method)
     reads = [place, *(folder for c in concepts for folder in (c.reference, c.heldout))]
     cells = open_cells(out, overwrite=overwrite, inputs=reads)
-    rows: list[Method | None] = [None, *methods]
     with resumable():
         bench = Bench(plan, cells)
-        wanted = [Cell(c, method, seed) for c in concepts for seed in seeds for method in rows]
-        for cell in wanted:
-            cells.find(cell.key, bench.settings(cell))
-        done: list[dict[str, Any]] = []
-        paired = {concept.name for pair in pairs for concept in (pair.first, pair.second)}
-        for concept in concepts:
-            done += [bench.record(cell) for cell in wanted if cell.concept is concept]
-            if concept.name not in paired:
-                bench.forget(concept)
-        pair_cells = [
-            pair_record(bench, pair, method, seed)
-            for pair in pairs
-            for seed in seeds
-            for method in rows
-        ]
-    order = [NONE, *(method.text for method in methods)]
+        cells.remember(command)
+        made = make_all(work, bench, jobs)
+    order = [NONE, *(method.text for method in work.methods)]
+    order += [method.text + joint_label(n) for method in work.methods for n in work.joint]
     tables = make_tables(
-        sorted(done, key=lambda cell: order.index(cell["method"])),
-        sorted(pair_cells, key=lambda cell: order.index(cell["method"])),
+        sorted(made.cells, key=lambda cell: order.index(cell["method"])),
+        sorted(made.pair_cells, key=lambda cell: order.index(cell["method"])),
         command,
-        bench.made_with() | {"settings": _settings(plan, seeds)},
-        [f"forgetting: {bench.general}"] if isinstance(bench.general, str) else [],
+        bench.made_with() | {"settings": _settings(plan, work.seeds)},
+        [f"forgetting: {bench.no_general}"] if bench.no_general else [],
     )
     write_tables(tables, out)
     return tables

@@ -157,6 +157,12 @@ COLUMNS: dict[str, Column] = {
     **_part("all", ""),
     **_part("keep", " (class kept)"),
     **_part("move", " (class moved)"),
+    "concept_loss": Column(
+        "Loss of the concept's held-out clips, nats", "lower", _at("concept_loss", "loss"), ".4f"
+    ),
+    "concept_loss_change": Column(
+        "the same, minus base", "lower", _gain("concept_loss", "loss"), "+.4f"
+    ),
     "loss_change": Column(
         "Loss of general clips, minus base, nats",
         "lower",
@@ -211,7 +217,17 @@ PAIR_COLUMNS: dict[str, Column] = {
     "interference": Column(
         "Interference", "lower", _learned("scores", "interference"), "+.3f"
     ),
+    "loss_interference": Column(
+        "Interference, nats", "lower", _learned("scores", "loss_interference"), "+.4f"
+    ),
+    "mask_overlap": Column(
+        "Shared part of the smaller mask", "", _at("overlap", "of_smaller"), ".3f"
+    ),
+    "mask_overlap_expected": Column(
+        "the same by chance", "", _at("overlap", "expected"), ".3f"
+    ),
     "alone": Column("Alignment alone", "higher", _at("scores", "alone")),
+    "beside": Column("Alignment alone, both learned", "higher", _at("scores", "beside")),
     "both": Column("Alignment, both asked for", "higher", _at("scores", "both")),
     "text_both": Column("Text alignment, both", "higher", _at("scores", "text_both")),
     "neither_change": Column(

@@ -122,13 +122,33 @@ def test_shown() -> None:
             "lora",
             ("method.options={r: 4, lora_alpha: 8}", "training.steps=5"),
         ),
-        ("configs/lora.yaml:training.lr=1", "configs/lora.yaml", ("training.lr=1",)),
+        ("lora.yaml:training.lr=1", "lora.yaml", ("training.lr=1",)),
     ],
 )
 def test_methods_are_read(text: str, name: str, sets: tuple[str, ...]) -> None:
     method = Method.parse(text)
-    assert (method.text, method.name, method.sets) == (text, name, sets)
+    shown = text.replace(".yaml", "")  # a recipe's row has its name
+    assert (method.text, method.name, method.sets) == (shown, name, sets)
+    assert method.reference_seconds is None
     assert "/" not in method.slug and ":" not in method.slug
+
+
+def test_a_shorter_reference_is_no_change_of_the_recipe() -> None:
+    method = Method.parse("configs/lora.yaml:reference.seconds=30,training.lr=1")
+    assert (method.text, method.sets) == (
+        "lora:reference.seconds=30,training.lr=1",
+        ("training.lr=1",),
+    )
+    assert method.reference_seconds == 30
+    for value in ("0.5", "nan", "half", "-3"):
+        with pytest.raises(InputError, match="must be a number of seconds, 1 or more"):
+            Method.parse(f"lora:reference.seconds={value}")
+
+
+def test_two_recipes_of_one_name_are_refused() -> None:
+    with pytest.raises(InputError, match="would both be called 'lora'"):
+        read_methods(["a/lora.yaml", "b/lora.yaml"])
+    assert len(read_methods(["a/lora.yaml", "a/lora.yaml", "lora.yaml:training.lr=1"])) == 2
 
 
 def test_methods_keep_apart_and_the_base_is_none_of_them() -> None:
