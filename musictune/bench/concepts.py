@@ -191,7 +191,7 @@ class Bench:
         """
         model = self.fresh()
         _fresh_peak(model.device)
-        result = tune(model, clips, recipe, run)
+        result = tune(model, clips, recipe, run, report=False)
         shutil.rmtree(run / "tensorboard", ignore_errors=True)
         return dict(result.facts)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -41,6 +41,7 @@ class Compared:
         means: over concepts, by column of the table.
         control: the random choice nearest in size; None for the controls and where there is none.
         over_random: held-out loss minus that of the control, on the same concepts and seeds.
+        forgot_over_random: the same of the loss of general clips.
         p: of that, made good for the number of equally large methods; NaN where it is not one.
         rank: mean place by held-out loss among methods that have every concept, 1 for the lowest.
     """
@@ -49,6 +50,7 @@ class Compared:
     means: Mapping[str, Contrast]
     control: Entry | None
     over_random: Contrast | None
+    forgot_over_random: Contrast | None
     p: float
     rank: Contrast | None
 
@@ -71,16 +73,16 @@ def compare_methods(finished: Finished) -> list[Compared]:
             if (mean := mean_of(finished.values(entry, column))) is not None:
                 means[column] = mean
         control = None if entry in finished.random else _nearest(finished.random, entry)
-        over = None
+        over = forgot = None
         if control is not None:
-            over = difference(finished.values(entry, LOSS), finished.values(control, LOSS))
+            over, forgot = (
+                difference(finished.values(entry, column), finished.values(control, column))
+                for column in (LOSS, FORGETTING)
+            )
         rank = mean_of(ranks[entry.label]) if entry.label in ranks else None
-        drafts.append(Compared(entry, means, control, over, math.nan, rank))
+        drafts.append(Compared(entry, means, control, over, forgot, math.nan, rank))
     corrected = _corrected(drafts)
-    found = [
-        Compared(d.entry, d.means, d.control, d.over_random, corrected.get(i, math.nan), d.rank)
-        for i, d in enumerate(drafts)
-    ]
+    found = [replace(d, p=corrected.get(i, math.nan)) for i, d in enumerate(drafts)]
     return sorted(found, key=lambda c: c.means[LOSS].value if LOSS in c.means else math.inf)
 
 
@@ -272,6 +274,7 @@ def said_of_losses(found: Sequence[Compared]) -> list[str]:
             f"Nobody is better in both, what was learned and what was kept, than "
             f"{_listed([c.entry.label for c in free])}."
         )
+    said += _forgot_beside_random(found)
     told = [c for c in found if TEXT in c.means]
     worse = [c.entry.label for c in told if c.means[TEXT].verdict == "lower"]
     if told:
@@ -281,6 +284,22 @@ def said_of_losses(found: Sequence[Compared]) -> list[str]:
             else "No method's truth to the prompt falls beyond its interval."
         )
     return said
+
+
+def _forgot_beside_random(found: Sequence[Compared]) -> list[str]:
+    control, equal = main_choices(found)
+    if control is None:
+        return []
+    judged = [(c.entry.label, c.forgot_over_random.verdict) for c in equal if c.forgot_over_random]
+    said = []
+    for verdict, word in (("higher", "more"), ("lower", "less")):
+        names = [name for name, each in judged if each == verdict]
+        if names:
+            said.append(
+                f"By their 95 % intervals {_listed(names)} forget{'s' * (len(names) == 1)} {word} "
+                "than the random choice of equal size."
+            )
+    return said or ["By their intervals no method of equal size forgets more or less than chance."]
 
 
 def _beaten(one: Compared, others: Sequence[Compared]) -> bool:

@@ -53,12 +53,13 @@ def kept_table(finished: Finished, found: Sequence[Compared]) -> list[str]:
     for name, (_, form) in columns.items():
         mean = mean_of(finished.base_values(name))
         base.append("–" if mean is None else mean.shown(form))
-    rows = [[f"{NONE} (the base)", *base]]
-    rows += [
-        [f"`{c.entry.label}`", *(_cell(c, name, form) for name, (_, form) in columns.items())]
-        for c in found
-    ]
-    return markdown(["method", *(title for title, _ in columns.values())], rows)
+    rows = [[f"{NONE} (the base)", *base, "–"]]
+    for c in found:
+        beside = "–" if c.forgot_over_random is None else c.forgot_over_random.shown()
+        figures = [_cell(c, name, form) for name, (_, form) in columns.items()]
+        rows.append([f"`{c.entry.label}`", *figures, beside])
+    titles = [title for title, _ in columns.values()]
+    return markdown(["method", *titles, "general loss minus random's ↓"], rows)
 
 
 def cost_table(found: Sequence[Compared]) -> list[str]:

@@ -113,7 +113,8 @@ def document(finished: Finished, found: Sequence[Compared], pictures: Iterable[s
         "### What it took",
         _table(cost_table(found)),
         "Tuning time leaves out the preparation of clips and includes the look that chooses "
-        "weights. Peak memory is that of the whole process, with the base and what listens to it.",
+        "weights. Peak memory is that of the whole process, with what earlier cells left in it; "
+        "`bench tune` counts that of a step.",
     ]
     for number, (title, picture) in _SWEEPS.items():
         if find_sweeps(finished, number):

@@ -100,6 +100,7 @@ def tune(
     overwrite: bool = False,
     judges: Judges | None = None,
     callbacks: Sequence[pl.Callback] = (),
+    report: bool = True,
 ) -> Result:
     """Tune ``model`` on ``clips`` and publish the run as ``out``.
 
@@ -117,6 +118,7 @@ def tune(
         overwrite: replace ``out`` and an interrupted run.
         judges: what scores previews; needed to keep the best adapter, and by objective alignment.
         callbacks: for the training loop.
+        report: also draw its curves, look at the change matrix by matrix, and write the card.
 
     Raises:
         InputError: bad clips, names, or output, or nothing to choose the best adapter by.
@@ -136,7 +138,7 @@ def tune(
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)
             (work / "config.yaml").write_text(recipe.text, encoding="utf-8")
-        result = _tune(model, clips, recipe, work, resume, judges, callbacks)
+        result = _tune(model, clips, recipe, work, resume, judges, callbacks, report)
     except BaseException as error:
         if not _held(work):
             shutil.rmtree(work, ignore_errors=True)
@@ -174,6 +176,7 @@ def _tune(
     resume: bool,
     judges: Judges | None,
     callbacks: Sequence[pl.Callback],
+    report: bool,
 ) -> Result:
     settings, began = recipe.training, time.monotonic()
     recipe.method.check(model)
@@ -218,6 +221,8 @@ def _tune(
         "tokens_changed": round(effect.tokens_changed, 4),
         "mel_distance_db": round(effect.mel_distance, 2),
     }
+    if not report:
+        return Result(work, facts, effect)
     facts |= write_diagnostics(model, method, work)
     draw_losses(work)
     if settings.keep == "best":

@@ -136,7 +136,7 @@ def test_several_concepts_are_tuned_and_played_together(
     two: list[str], place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert several(place, tmp_path, *two, "--tokens", "2") == 0
-    assert 'generate "<zorblax> with <quux>"' in capsys.readouterr().out
+    assert "generate '<zorblax> with <quux>'" in capsys.readouterr().out
     assert command(
         "generate", "<zorblax> with <quux>", "<quux> drums", "--adapter", str(tmp_path / "run"),
         "--base", str(place / "base"), "--seconds", "0.2", "--out", str(tmp_path / "music"),
