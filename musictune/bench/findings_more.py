@@ -57,7 +57,13 @@ def correlated(
 
 def apart_entries(finished: Finished) -> list[Entry]:
     """Methods on pairs whose concepts are learned apart and whose masks are known."""
-    return [e for e in finished.pairs if e.cells and points_of(finished, e, "mask_overlap")]
+    return [
+        entry
+        for entry in finished.pairs
+        if entry.cells
+        and _joint_tokens(entry) is None  # one mask, which has nothing to overlap with
+        and points_of(finished, entry, "mask_overlap")
+    ]
 
 
 def said_of_overlap(finished: Finished) -> list[str]:
