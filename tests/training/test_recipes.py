@@ -26,7 +26,7 @@ from musictune.training.tuning import Tuning
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = ["pivotal", "lora", "dora", "pissa", "full", "concept_tokens", "concepts", "mezo"]
-RECIPES += ["bottleneck", "ssf", "prefix", "prompt_tuning"]
+RECIPES += ["pivotal_columns", "bottleneck", "ssf", "prefix", "prompt_tuning"]
 CONCEPT = {"run.concept": "zorblax", "run.class_word": "piano"}
 
 
