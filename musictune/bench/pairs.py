@@ -24,8 +24,8 @@ from musictune.bench.concepts import Bench, Cell
 from musictune.bench.forgetting import embed, write_clips
 from musictune.bench.material import SEEDS_APART, Material, alignments, learnable_word, play
 from musictune.errors import CheckFailed, InputError
+from musictune.methods.adapter import is_sparse
 from musictune.methods.overlap import measure_overlap
-from musictune.methods.sparse_change import is_sparse
 from musictune.models.musicgen import MusicGen
 from musictune.training.recipe import Recipe
 

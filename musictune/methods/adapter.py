@@ -18,7 +18,9 @@ from musictune.methods.combined import Combined
 from musictune.methods.composition import Depth, concept_names, rescale, same_name
 from musictune.methods.concept_tokens import ConceptTokens
 from musictune.methods.identity import identity_behind, identity_of
+from musictune.methods.pivotal import Pivotal
 from musictune.methods.registry import find
+from musictune.methods.sparse_change import SparseChange, read_changes
 from musictune.methods.storage import load_json, save_json
 from musictune.models.base import MusicModel
 
@@ -142,6 +144,34 @@ def method_names(folder: Path) -> list[str]:
     """
     folder = adapter_folder(folder)
     return [name for name, _ in _parts(load_json(folder / "adapter.json"), folder)]
+
+
+def is_sparse(folder: Path) -> bool:
+    """Whether an adapter holds pivotal weights.
+
+    Raises:
+        InputError: there is no adapter, or a damaged one.
+    """
+    return Pivotal.name in method_names(folder)
+
+
+def read_sparse(folder: Path) -> dict[str, SparseChange]:
+    """What a pivotal adapter changes, by the names of matrices in the backbone; no model is needed.
+
+    Args:
+        folder: an adapter folder, or a run with one in it.
+
+    Raises:
+        InputError: there is no adapter, a damaged one, or one without pivotal weights.
+    """
+    folder = adapter_folder(folder)
+    if not is_sparse(folder):
+        raise InputError(
+            f"adapter {folder} has no pivotal weights (it is {' + '.join(method_names(folder))}); "
+            "give a run of --method pivotal"
+        )
+    part = folder / Pivotal.name
+    return read_changes(part, load_json(part / "pivotal.json"))
 
 
 def adapter_folder(folder: Path) -> Path:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from musictune.errors import InputError
-from musictune.methods.adapter import adapter_folder, live_methods, method_names
+from musictune.methods.adapter import adapter_folder, live_methods, method_names, read_sparse
 from musictune.methods.composition import concept_names
 from musictune.methods.concept_tokens import ConceptTokens
 from musictune.methods.peft import Peft
 from musictune.methods.pivotal import Pivotal
-from musictune.methods.sparse_change import SparseChange, read_sparse
+from musictune.methods.sparse_change import SparseChange
 from musictune.methods.storage import load_json, save_tensors
 
 _PREFIX = "base_model.model."  # peft's, before the names of the network that it wraps

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from musictune.errors import InputError
-from musictune.methods.sparse_change import SparseChange, is_sparse, read_sparse
+from musictune.methods.adapter import is_sparse, read_sparse
+from musictune.methods.sparse_change import SparseChange
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from musictune import console
 from musictune.errors import InputError
@@ -24,11 +24,11 @@ from musictune.methods.budget import Budget, Scope, target_pattern
 from musictune.methods.evidence import Evidence, Looking
 from musictune.methods.online import SCHEDULES, Schedule, by_depth
 from musictune.methods.selection import RULES, known_rule, looks
-from musictune.methods.sparse import Chosen, Kind, SelectedLinear
+from musictune.methods.sparse import Chosen, SelectedLinear
+from musictune.methods.sparse_change import read_changes
 from musictune.methods.storage import (
     from_options,
     load_json,
-    load_tensors,
     save_json,
     save_tensors,
 )
@@ -217,24 +217,22 @@ class Pivotal(TuningMethod):
             InputError: a file is missing or corrupt, or made for another base.
         """
         config = load_json(folder / "pivotal.json")
-        tensors = load_tensors(folder / "pivotal.safetensors")
         method = from_options(cls, config, folder)
+        changes = read_changes(folder, config)
         modules = dict(model.backbone.named_modules())
-        linears, values = {}, {}
-        for name, (shape, kind) in _described(config, folder).items():
+        linears = {}
+        for name, change in changes.items():
             linear = modules.get(name)
-            if not isinstance(linear, nn.Linear) or list(linear.weight.shape) != shape:
+            if not isinstance(linear, nn.Linear) or tuple(linear.weight.shape) != change.shape:
                 raise InputError(
-                    f"adapter {folder} was made for another base: it has no {name} of {shape}"
+                    f"adapter {folder} was made for another base: "
+                    f"it has no {name} of {list(change.shape)}"
                 )
-            method.chosen[name], values[name] = _read(tensors, name, linear, kind, folder)
-            linears[name] = linear
-        if not linears:
-            raise InputError(f"adapter {folder} is damaged: it changes no layer")
+            method.chosen[name], linears[name] = change.chosen, linear
         method._wrap(model, linears)
         for name, layer in method.layers.items():
             with torch.no_grad():
-                layer.values.copy_(values[name])
+                layer.values.copy_(changes[name].values)
         return method
 
     def merge(self, model: MusicModel, weight: float = 1.0) -> None:
@@ -318,46 +316,3 @@ def _granularity(selection: str, granularity: Granularity) -> Granularity:
             "leave it out, or choose another selection"
         )
     return granularity
-
-
-def _described(config: Mapping[str, Any], folder: Path) -> dict[str, tuple[list[int], str]]:
-    """Shape and kind of each saved layer; adapters of before there were kinds hold elements."""
-    try:
-        if "layers" in config:
-            return {n: (list(e["shape"]), str(e["kind"])) for n, e in config["layers"].items()}
-        return {n: (list(shape), "elements") for n, shape in config.get("shapes", {}).items()}
-    except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"adapter {folder} is damaged: pivotal.json names no layers") from error
-
-
-def _read(
-    tensors: Mapping[str, Tensor], name: str, linear: nn.Linear, kind: str, folder: Path
-) -> tuple[Chosen, Tensor]:
-    """Checked indices and values of one layer."""
-
-    def damaged(what: str) -> InputError:
-        return InputError(
-            f"adapter {folder} is damaged: {what} of {name}; copy it again or tune again"
-        )
-
-    if kind not in get_args(Kind):
-        raise damaged(f"kind {kind!r}")
-    indices, values = tensors.get(f"{name}.indices"), tensors.get(f"{name}.values")
-    if indices is None or values is None:
-        raise damaged("no indices or values")
-    out, width = linear.weight.shape
-    count = indices.numel()
-    bound, expected = {
-        "elements": (out * width, [count]),
-        "rows": (out, [count, width]),
-        "columns": (width, [out, count]),
-    }[kind]
-    if indices.dtype != torch.int32 or indices.dim() != 1 or not len(indices):
-        raise damaged("indices that are no list of int32")
-    if int(indices[0]) < 0 or int(indices[-1]) >= bound or bool((indices.diff() <= 0).any()):
-        raise damaged(f"indices that are unsorted, repeated or outside 0 to {bound - 1}")
-    if list(values.shape) != expected or not values.is_floating_point():
-        raise damaged(f"values of shape {list(values.shape)} instead of {expected}")
-    if not torch.isfinite(values).all():
-        raise damaged("values that are no numbers")
-    return Chosen(kind, indices.long()), values  # type: ignore[arg-type]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from musictune.errors import InputError
-from musictune.methods.adapter import adapter_folder, method_names
-from musictune.methods.pivotal import Pivotal
-from musictune.methods.sparse import Chosen
-from musictune.methods.storage import load_json, load_tensors
+from musictune.methods.sparse import Chosen, Kind
+from musictune.methods.storage import load_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,51 +41,70 @@ class SparseChange:
         return self.values.flatten()
 
 
-def is_sparse(folder: Path) -> bool:
-    """Whether an adapter holds pivotal weights.
-
-    Raises:
-        InputError: there is no adapter, or a damaged one.
-    """
-    return Pivotal.name in method_names(folder)
-
-
-def read_sparse(folder: Path) -> dict[str, SparseChange]:
+def read_changes(folder: Path, config: Mapping[str, Any]) -> dict[str, SparseChange]:
     """The change of each matrix by its name in the backbone.
 
     Args:
-        folder: an adapter folder, or a run with one in it.
+        folder: of the pivotal part of an adapter.
+        config: its ``pivotal.json``.
 
     Raises:
-        InputError: there is no adapter, a damaged one, or one without pivotal weights.
+        InputError: a file is missing or damaged, or no layer is changed.
     """
-    folder = adapter_folder(folder)
-    if not is_sparse(folder):
-        raise InputError(
-            f"adapter {folder} has no pivotal weights (it is {' + '.join(method_names(folder))}); "
-            "give a run of --method pivotal"
-        )
-    config = load_json(folder / Pivotal.name / "pivotal.json")
-    tensors = load_tensors(folder / Pivotal.name / "pivotal.safetensors")
-    layers = config.get("layers")
-    if not isinstance(layers, dict):
-        shapes = config.get("shapes", {})
-        layers = {name: {"shape": shape, "kind": "elements"} for name, shape in shapes.items()}
-    found = {}
-    for name, layer in layers.items():
-        try:
-            rows, columns = (int(size) for size in layer["shape"])
-            chosen = Chosen(layer["kind"], tensors[f"{name}.indices"].to(torch.int64))
-            values = tensors[f"{name}.values"].float()
-        except (KeyError, TypeError, ValueError, InputError) as error:
-            raise InputError(f"adapter {folder} is damaged: {name} cannot be read") from error
-        change = SparseChange((rows, columns), chosen, values)
-        limit = {"elements": rows * columns, "rows": rows, "columns": columns}[chosen.kind]
-        if not len(chosen.indices) or int(chosen.indices[-1]) >= limit:
-            raise InputError(f"adapter {folder} is damaged: indices of {name} lie outside of it")
-        if values.numel() != chosen.entries(change.shape):
-            raise InputError(f"adapter {folder} is damaged: {name} lacks values")
-        if not values.isfinite().all():
-            raise InputError(f"adapter {folder} is damaged: values of {name} are no numbers")
-        found[name] = change
+    tensors = load_tensors(folder / "pivotal.safetensors")
+    found = {
+        name: _read(tensors, name, shape, kind, folder)
+        for name, (shape, kind) in _described(config, folder).items()
+    }
+    if not found:
+        raise InputError(f"adapter {folder} is damaged: it changes no layer")
     return found
+
+
+def _described(config: Mapping[str, Any], folder: Path) -> dict[str, tuple[tuple[int, int], str]]:
+    """Shape and kind of each saved layer; adapters of before there were kinds hold elements."""
+    try:
+        layers = config.get("layers")
+        if layers is None:
+            shapes = config.get("shapes", {})
+            layers = {name: {"shape": shape, "kind": "elements"} for name, shape in shapes.items()}
+        described = {}
+        for name, entry in layers.items():
+            rows, columns = entry["shape"]
+            described[name] = ((int(rows), int(columns)), str(entry["kind"]))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"adapter {folder} is damaged: pivotal.json names no layers") from error
+    return described
+
+
+def _read(
+    tensors: Mapping[str, Tensor], name: str, shape: tuple[int, int], kind: str, folder: Path
+) -> SparseChange:
+    """Checked indices and values of one layer."""
+
+    def damaged(what: str) -> InputError:
+        return InputError(
+            f"adapter {folder} is damaged: {what} of {name}; copy it again or tune again"
+        )
+
+    if kind not in get_args(Kind):
+        raise damaged(f"kind {kind!r}")
+    indices, values = tensors.get(f"{name}.indices"), tensors.get(f"{name}.values")
+    if indices is None or values is None:
+        raise damaged("no indices or values")
+    out, width = shape
+    count = indices.numel()
+    bound, expected = {
+        "elements": (out * width, [count]),
+        "rows": (out, [count, width]),
+        "columns": (width, [out, count]),
+    }[kind]
+    if indices.dtype != torch.int32 or indices.dim() != 1 or not len(indices):
+        raise damaged("indices that are no list of int32")
+    if int(indices[0]) < 0 or int(indices[-1]) >= bound or bool((indices.diff() <= 0).any()):
+        raise damaged(f"indices that are unsorted, repeated or outside 0 to {bound - 1}")
+    if list(values.shape) != expected or not values.is_floating_point():
+        raise damaged(f"values of shape {list(values.shape)} instead of {expected}")
+    if not torch.isfinite(values).all():
+        raise damaged("values that are no numbers")
+    return SparseChange(shape, Chosen(kind, indices.long()), values.float())  # type: ignore[arg-type]

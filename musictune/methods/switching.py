@@ -19,11 +19,12 @@ from musictune.methods.adapter import (
     live_methods,
     method_names,
     parts_of,
+    read_sparse,
 )
 from musictune.methods.composition import Depth, scales
 from musictune.methods.concept_tokens import ConceptTokens
 from musictune.methods.pivotal import Pivotal
-from musictune.methods.sparse_change import SparseChange, read_sparse
+from musictune.methods.sparse_change import SparseChange
 from musictune.models.base import MusicModel
 
 _DENSE = 0.25  # share of changed weights from which a change is kept whole

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +26,7 @@ from musictune.methods.prompt import PromptTuning
 from musictune.methods.scale_shift import ScaleShift
 from musictune.models.base import Batch, MusicModel
 from musictune.models.musicgen import MusicGen, _spied
+from tests.methods.toys import base, toy
 
 PEFT_KINDS: dict[str, dict[str, object]] = {
     "lora": {"r": 2},
@@ -57,19 +56,6 @@ CASES = [*(n for n in methods() if n != "peft"), *PEFT_KINDS, "combined_peft", "
 FAST = {"full": 1e-2, "oft": 3e-2, "ia3": 5e-2, "vera": 1e-1, "prefix": 1e-1, "prompt_tuning": 1e-1}
 LIVE = [*(n for n, kind in methods().items() if not kind.mergeable), "combined_live"]
 MERGED = [case for case in CASES if case not in LIVE]
-
-
-@functools.cache
-def base() -> MusicGen:
-    """Nobody changes this one."""
-    return MusicGen.toy()
-
-
-def toy() -> MusicGen:
-    """A new toy; they share the codec, which no method touches and which is slow to build."""
-    network = base().network
-    codec = network.audio_encoder
-    return MusicGen(copy.deepcopy(network, {id(codec): codec}), base().tokenizer, "toy")
 
 
 def batch(text: str = "a zorblax piano") -> Batch:

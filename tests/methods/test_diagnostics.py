@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import itertools
 import json
 from pathlib import Path
@@ -23,17 +21,7 @@ from musictune.methods.pivotal import Pivotal
 from musictune.models.base import Batch
 from musictune.models.musicgen import MusicGen
 from musictune.training.diagnostic_plots import write_diagnostics
-
-
-@functools.cache
-def base() -> MusicGen:
-    return MusicGen.toy()
-
-
-def toy() -> MusicGen:
-    network = base().network
-    codec = network.audio_encoder
-    return MusicGen(copy.deepcopy(network, {id(codec): codec}), base().tokenizer, "toy")
+from tests.methods.toys import toy
 
 
 def batch() -> Batch:

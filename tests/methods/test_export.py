@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import itertools
 from pathlib import Path
 
@@ -22,18 +20,7 @@ from musictune.methods.peft import Peft
 from musictune.methods.pivotal import Pivotal
 from musictune.methods.registry import methods
 from musictune.models.base import Batch
-from musictune.models.musicgen import MusicGen
-
-
-@functools.cache
-def base() -> MusicGen:
-    return MusicGen.toy()
-
-
-def toy() -> MusicGen:
-    network = base().network
-    codec = network.audio_encoder
-    return MusicGen(copy.deepcopy(network, {id(codec): codec}), base().tokenizer, "toy")
+from tests.methods.toys import base, toy
 
 
 def batch(text: str = "slow piano") -> Batch:

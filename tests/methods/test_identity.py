@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import itertools
 import json
 from collections.abc import Callable
@@ -22,17 +21,7 @@ from musictune.methods.peft import Peft
 from musictune.methods.pivotal import Pivotal
 from musictune.models.base import Batch
 from musictune.models.musicgen import MusicGen
-
-
-@functools.cache
-def base() -> MusicGen:
-    return MusicGen.toy()
-
-
-def toy() -> MusicGen:
-    network = base().network
-    codec = network.audio_encoder
-    return MusicGen(copy.deepcopy(network, {id(codec): codec}), base().tokenizer, "toy")
+from tests.methods.toys import base, toy
 
 
 def batch() -> Batch:
@@ -151,7 +140,12 @@ def test_a_model_with_an_adapter_in_it_is_still_its_base(adapter: Path, tmp_path
     second = ConceptTokens.toy()
     second.attach(model)
     save_adapter(model, second, tmp_path)
-    attach_adapter(toy(), tmp_path)
+    assert json.loads((tmp_path / "adapter.json").read_text())["identity"] == (
+        identity_of(base()).plain()
+    )
+    fresh = toy()
+    assert isinstance(attach_adapter(fresh, tmp_path), ConceptTokens)
+    assert fresh.concepts == second.concepts
 
 
 def test_half_precision_is_the_same_base_and_names_count() -> None:

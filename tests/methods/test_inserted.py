@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import itertools
 from pathlib import Path
 
@@ -26,21 +24,10 @@ from musictune.methods.scale_shift import ScaledLayer, ScaleShift
 from musictune.methods.storage import load_json, load_tensors, save_json, save_tensors
 from musictune.models.base import Batch
 from musictune.models.musicgen import MusicGen
+from tests.methods.toys import base, toy
 
 KINDS: list[type[Inserted]] = [Bottleneck, ScaleShift, Prefix, PromptTuning]
 MEMORIES: list[type[Remembering]] = [Prefix, PromptTuning]
-
-
-@functools.cache
-def base() -> MusicGen:
-    """Nobody changes this one."""
-    return MusicGen.toy()
-
-
-def toy() -> MusicGen:
-    network = base().network
-    codec = network.audio_encoder
-    return MusicGen(copy.deepcopy(network, {id(codec): codec}), base().tokenizer, "toy")
 
 
 def batch(*texts: str) -> Batch:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import itertools
 import json
 from pathlib import Path
@@ -24,19 +22,7 @@ from musictune.methods.pivotal import Pivotal
 from musictune.methods.storage import load_tensors
 from musictune.models.base import Batch
 from musictune.models.musicgen import MusicGen
-
-
-@functools.cache
-def base() -> MusicGen:
-    """Nobody changes this one."""
-    return MusicGen.toy()
-
-
-def toy() -> MusicGen:
-    """A new toy; they share the codec, which no method touches and which is slow to build."""
-    network = base().network
-    codec = network.audio_encoder
-    return MusicGen(copy.deepcopy(network, {id(codec): codec}), base().tokenizer, "toy")
+from tests.methods.toys import toy
 
 
 def batch(*texts: str) -> Batch:

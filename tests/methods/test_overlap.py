@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musictune.errors import InputError
+from musictune.methods.adapter import read_sparse
 from musictune.methods.overlap import measure_overlap, overlap, overlap_notes
 from musictune.methods.sparse import Chosen
-from musictune.methods.sparse_change import SparseChange, read_sparse
+from musictune.methods.sparse_change import SparseChange
 from musictune.methods.storage import save_tensors
 
 SHAPE = (6, 5)

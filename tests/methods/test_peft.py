@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -19,18 +17,7 @@ from musictune.methods.principal import START_FILE
 from musictune.methods.storage import load_json, load_tensors, save_json, save_tensors
 from musictune.models.base import Batch
 from musictune.models.musicgen import MusicGen
-
-
-@functools.cache
-def base() -> MusicGen:
-    """Nobody changes this one."""
-    return MusicGen.toy()
-
-
-def toy() -> MusicGen:
-    network = base().network
-    codec = network.audio_encoder
-    return MusicGen(copy.deepcopy(network, {id(codec): codec}), base().tokenizer, "toy")
+from tests.methods.toys import base, toy
 
 
 def batch() -> Batch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import itertools
 from pathlib import Path
 from typing import Any, get_args
@@ -20,21 +19,9 @@ from musictune.methods.storage import load_tensors
 from musictune.methods.units import Granularity
 from musictune.models.base import Batch
 from musictune.models.musicgen import MusicGen
+from tests.methods.toys import base, toy
 
 TOTAL = 8 * 16 * 16  # of the toy's self-attention
-
-
-@functools.cache
-def base() -> MusicGen:
-    """Nobody changes this one."""
-    return MusicGen.toy()
-
-
-def toy() -> MusicGen:
-    """A new toy; they share the codec, which no method touches and which is slow to build."""
-    network = base().network
-    codec = network.audio_encoder
-    return MusicGen(copy.deepcopy(network, {id(codec): codec}), base().tokenizer, "toy")
 
 
 def batch(step: int = 0) -> Batch:

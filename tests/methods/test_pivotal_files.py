@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import itertools
 import json
 from collections.abc import Callable
@@ -20,19 +18,7 @@ from musictune.methods.sparse import SelectedLinear
 from musictune.methods.storage import load_tensors, save_tensors
 from musictune.models.base import Batch
 from musictune.models.musicgen import MusicGen
-
-
-@functools.cache
-def base() -> MusicGen:
-    """Nobody changes this one."""
-    return MusicGen.toy()
-
-
-def toy() -> MusicGen:
-    """A new toy; they share the codec, which no method touches and which is slow to build."""
-    network = base().network
-    codec = network.audio_encoder
-    return MusicGen(copy.deepcopy(network, {id(codec): codec}), base().tokenizer, "toy")
+from tests.methods.toys import base, toy
 
 
 def batch() -> Batch:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import itertools
 from pathlib import Path
 
@@ -26,19 +24,9 @@ from musictune.methods.pivotal import Pivotal
 from musictune.methods.switching import Adapters
 from musictune.models.base import Batch
 from musictune.models.musicgen import MusicGen
+from tests.methods.toys import base, toy
 
 TEXT = "a koto, a reggae and a banjo"
-
-
-@functools.cache
-def base() -> MusicGen:
-    return MusicGen.toy()
-
-
-def toy() -> MusicGen:
-    network = base().network
-    codec = network.audio_encoder
-    return MusicGen(copy.deepcopy(network, {id(codec): codec}), base().tokenizer, "toy")
 
 
 def batch(text: str = TEXT) -> Batch:

@@ -6,17 +6,13 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile as sf
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from musictune.audio import Clip
-from musictune.data.clips import prepare_folder
-from musictune.data.concepts import Concept
 from musictune.errors import CheckFailed, InputError
 from musictune.methods.storage import load_tensors
 from musictune.metrics.base import Reward
@@ -119,18 +115,6 @@ class Ears:
     def loud(self, clips: Sequence[Clip]) -> Tensor:
         self.heard.append([clip.caption for clip in clips])
         return torch.stack([clip.wave.square().mean().sqrt() for clip in clips])
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("clips")
-    time = np.arange(16_000 * 8) / 16_000
-    sf.write(root / "a.wav", 0.5 * np.sin(1400 * time) * np.exp(-(time % 1) * (2 + time)), 16_000)
-    prepare_folder(
-        root / "a.wav", root / "made", sample_rate=16_000, seconds=2.0,
-        concept=Concept("zorblax", "piano"), captioner=lambda _, subject: f"slow {subject}",
-    )  # fmt: skip
-    return root / "made"
 
 
 def recipe(clips: Path, **training: object) -> Recipe:

@@ -8,15 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-import soundfile as sf
 import torch
 from torch import Tensor
 
 from musictune.audio import Clip
-from musictune.data.clips import prepare_folder
-from musictune.data.concepts import Concept
 from musictune.errors import InputError
 from musictune.metrics.base import Reward
 from musictune.models.musicgen import MusicGen
@@ -52,18 +48,6 @@ class Curve(AfterStep):
             return torch.full((len(clips),), self.audio[self.now])
 
         return closeness, lambda clips: torch.full((len(clips),), 0.5)
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("clips")
-    time = np.arange(16_000 * 8) / 16_000
-    sf.write(root / "a.wav", 0.5 * np.sin(1400 * time) * np.exp(-(time % 1) * (2 + time)), 16_000)
-    prepare_folder(
-        root / "a.wav", root / "made", sample_rate=16_000, seconds=2.0,
-        concept=Concept("zorblax", "piano"), captioner=lambda _, subject: f"slow {subject}",
-    )  # fmt: skip
-    return root / "made"
 
 
 def run(

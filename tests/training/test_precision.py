@@ -5,13 +5,9 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile as sf
 import torch
 
-from musictune.data.clips import prepare_folder
-from musictune.data.concepts import Concept
 from musictune.methods import load_adapter
 from musictune.methods.base import trained_parameters
 from musictune.methods.full import Full
@@ -27,18 +23,6 @@ from musictune.training.stepped import Stepped
 from musictune.training.tuning import Tuning
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("clips")
-    time = np.arange(16_000 * 8) / 16_000
-    sf.write(root / "a.wav", 0.5 * np.sin(1400 * time) * np.exp(-(time % 1) * (2 + time)), 16_000)
-    prepare_folder(
-        root / "a.wav", root / "made", sample_rate=16_000, seconds=2.0,
-        concept=Concept("zorblax", "piano"), captioner=lambda _, subject: f"slow {subject}",
-    )  # fmt: skip
-    return root / "made"
 
 
 def recipe(clips: Path, method: str, **training: object) -> Recipe:
