@@ -1,6 +1,8 @@
-"""Making music: the decode loop and its sampling."""
+"""Making music: the engine, what is asked of it, and its sampling."""
 
 from musictune.generation.engine import Engine
+from musictune.generation.request import Request
 from musictune.generation.sampling import Sampling
+from musictune.generation.session import Session
 
-__all__ = ["Engine", "Sampling"]
+__all__ = ["Engine", "Request", "Sampling", "Session"]

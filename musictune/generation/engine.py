@@ -1,27 +1,110 @@
-"""The decode loop: batches of prompts to codes and audio, a seed per clip."""
+"""Making music: any number of requests to codes and audio, as fast as this machine can."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache
 
 from musictune.audio import Clip
 from musictune.errors import InputError
-from musictune.generation.sampling import Sampling, draw, guide, uniforms
+from musictune.generation.decoder import Decoder
+from musictune.generation.precision import find_precision
+from musictune.generation.request import Request
+from musictune.generation.sampling import Sampling
+from musictune.generation.session import Session
 from musictune.models.base import Batch
 from musictune.models.musicgen import MusicGen
 
+OnStep = Callable[[int], object]
+
 
 class Engine:
-    """Samples from a MusicGen; greedy tokens equal those of transformers' ``generate``."""
+    """Samples from a MusicGen; greedy tokens equal those of transformers' ``generate``.
 
-    def __init__(self, model: MusicGen) -> None:
+    Args:
+        model: with its adapters in it, merged or live.
+        precision: in which numbers, see :func:`musictune.generation.precision.find_precision`.
+
+    Raises:
+        InputError: an unknown precision, or one that the model's device does not have.
+    """
+
+    def __init__(self, model: MusicGen, precision: str = "auto") -> None:
         self.model = model
+        self.precision = find_precision(precision, model.device)
+
+    def decoder(self) -> Decoder:
+        """The model's decoder as it is now, packed."""
+        with _resting(self.model):
+            return Decoder(self.model.backbone, self.precision)
+
+    def session(self, batch: int = 8, longest: float | None = None, guided: bool = True) -> Session:
+        """See :class:`Session`."""
+        return Session(self, batch, longest, guided)
+
+    def check(self, request: Request) -> None:
+        """Refuse what this model cannot play.
+
+        Raises:
+            InputError: a length that the model was not trained for, or given codes that are not
+                of its codec.
+        """
+        check_seconds(request.seconds, self.model.max_seconds)
+        given = request.given
+        if given is None:
+            return
+        books, size = self.model.codebooks, self.model.vocabulary
+        if given.dim() != 2 or given.shape[0] != books or given.dtype != torch.int64:
+            raise InputError(
+                f"given codes must be ({books}, frames) int64, not {list(given.shape)} of "
+                f"{given.dtype}"
+            )
+        if given.numel() and not 0 <= int(given.min()) <= int(given.max()) < size:
+            raise InputError(f"given codes must be from 0 to {size - 1}")
+        if given.shape[1] > self.model.frames(request.seconds):
+            raise InputError(
+                f"{given.shape[1]} given frames do not fit into {request.seconds:g} seconds"
+            )
+
+    def play(
+        self, requests: Iterable[Request], batch: int = 8, on_step: OnStep | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Make clips, up to ``batch`` at once; who ends makes room for the next.
+
+        Args:
+            requests: of any lengths.
+            batch: bounds the memory.
+            on_step: called with the number of clips after each decoded step.
+
+        Yields:
+            The index of a request and its codes ``(codebooks, frames)``, as they are done.
+
+        Raises:
+            InputError: a request cannot be played, or the model gives scores that are no numbers.
+        """
+        asked = list(requests)
+        if batch < 1:
+            raise InputError(f"batch {batch} must be at least 1")
+        for request in asked:
+            self.check(request)
+        if not asked:
+            return
+        longest = max(request.seconds for request in asked)
+        guided = any(request.sampling.guidance != 1 for request in asked)
+        with _resting(self.model):
+            session = Session(self, min(batch, len(asked)), longest, guided)
+            for request in asked:
+                session.add(request)  # a ticket is the place in the list
+            while session.busy:
+                done = session.step()
+                if on_step:
+                    on_step(session.stepped)
+                for ticket in done:
+                    yield ticket, session.take(ticket)
 
     def rollout(
         self,
@@ -30,7 +113,7 @@ class Engine:
         seed: int | Sequence[int],
         sampling: Sampling = Sampling(),
         batch: int = 8,
-        on_step: Callable[[int], object] | None = None,
+        on_step: OnStep | None = None,
     ) -> tuple[Batch, list[Clip]]:
         """The sampled codes with the audio they became.
 
@@ -41,19 +124,18 @@ class Engine:
                 depends on its own seed and prompt, not on its neighbours.
             sampling: how tokens are drawn.
             batch: clips made at once; bounds the memory.
-            on_step: called with the number of clips after each decoded step of a batch.
+            on_step: called with the number of clips after each decoded step.
 
         Raises:
             InputError: no prompts, a length that the model was not trained for, or weights that
                 give scores which are not numbers.
         """
-        parts = list(self.stream(prompts, seconds, seed, sampling, batch, on_step))
-        codes = Batch(
-            torch.cat([part.codes for part, _ in parts]),
-            torch.cat([part.lengths for part, _ in parts]),
-            tuple(prompts),
-        )
-        return codes, [clip for _, clips in parts for clip in clips]
+        requests = _requests(prompts, seconds, seed, sampling)
+        found = dict(self.play(requests, batch, on_step))
+        codes = torch.stack([found[index] for index in range(len(requests))])
+        lengths = torch.full((len(requests),), codes.shape[-1], device=codes.device)
+        made = Batch(codes, lengths, tuple(prompts))
+        return made, self.model.decode(made)
 
     def stream(
         self,
@@ -62,83 +144,37 @@ class Engine:
         seed: int | Sequence[int],
         sampling: Sampling = Sampling(),
         batch: int = 8,
-        on_step: Callable[[int], object] | None = None,
+        on_step: OnStep | None = None,
     ) -> Iterator[tuple[Batch, list[Clip]]]:
-        """As :meth:`rollout`, ``batch`` clips at a time, so that any number fits in memory."""
-        seeds = [seed + i for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
-        if not prompts or len(seeds) != len(prompts):
-            raise InputError(f"{len(prompts)} prompts with {len(seeds)} seeds; give one seed each")
-        if batch < 1:
-            raise InputError(f"batch {batch} must be at least 1")
-        check_seconds(seconds, self.model.max_seconds)
-        frames = self.model.frames(seconds)
-        for start in range(0, len(prompts), batch):
-            texts = prompts[start : start + batch]
-            codes = self._sample(texts, frames, seeds[start : start + batch], sampling, on_step)
-            lengths = torch.full((len(texts),), frames, device=codes.device)
-            part = Batch(codes, lengths, tuple(texts))
-            yield part, self.model.decode(part)
+        """As :meth:`rollout`, a clip at a time in the order of ``prompts``."""
+        requests = _requests(prompts, seconds, seed, sampling)
+        early: dict[int, Tensor] = {}
+        following = 0
+        for index, codes in self.play(requests, batch, on_step):
+            early[index] = codes
+            while following in early:
+                ready = early.pop(following)[None]
+                lengths = torch.tensor([ready.shape[-1]], device=ready.device)
+                part = Batch(ready, lengths, (requests[following].prompt,))
+                following += 1
+                yield part, self.model.decode(part)
 
     def steps(self, clips: int, seconds: float) -> int:
         """What the arguments of ``on_step`` sum up to, for a bar."""
-        return clips * (self.model.frames(seconds) + self._delay - 1)
+        delay = self.model.codebooks // self.model.channels
+        return clips * (self.model.frames(seconds) + delay - 1)
 
-    @property
-    def _delay(self) -> int:
-        return self.model.codebooks // self.model.channels
 
-    @torch.no_grad()
-    def _sample(
-        self,
-        texts: Sequence[str],
-        frames: int,
-        seeds: Sequence[int],
-        sampling: Sampling,
-        on_step: Callable[[int], object] | None,
-    ) -> Tensor:
-        """Codes ``(clips, codebooks, frames)``."""
-        model, decoder, clips = self.model, self.model.backbone, len(texts)
-        steps = frames + self._delay - 1
-        delays = torch.arange(model.codebooks, device=model.device) // model.channels
-        luck = uniforms(seeds, steps, model.codebooks).to(model.device)
-        with _resting(model):
-            states, heard = model.condition(texts)
-            guided = sampling.guidance != 1
-            if guided:
-                states = torch.cat([states, torch.zeros_like(states)])
-                heard = torch.cat([heard, torch.zeros_like(heard)])
-            cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-            column = torch.full((clips, model.codebooks), model.pad, device=model.device)
-            columns = []
-            sound = torch.ones((), dtype=torch.bool, device=model.device)
-            for step in range(steps):
-                logits = decoder(
-                    input_ids=column.repeat(1 + guided, 1).view(-1, 1),
-                    encoder_hidden_states=states,
-                    encoder_attention_mask=heard,
-                    past_key_values=cache,
-                    use_cache=True,
-                ).logits[:, -1]
-                logits = logits.float().unflatten(0, (-1, model.codebooks))
-                if guided:
-                    logits = guide(logits, sampling.guidance)
-                # Looked at only once, after the loop: asking each time would stall a GPU.
-                sound &= logits.isfinite().all()
-                frame = step - delays
-                drawn = draw(logits, luck[step], sampling)
-                column = torch.where((frame >= 0) & (frame < frames), drawn, model.pad)
-                columns.append(column)
-                if on_step:
-                    on_step(clips)
-        if not sound:
-            raise InputError(
-                f"base {model.base} gives scores that are not finite; its weights or an adapter's "
-                "are damaged, or overflow in half precision: lower the adapter's weight or use "
-                "another"
-            )
-        delayed = torch.stack(columns, -1)
-        index = torch.arange(frames, device=model.device) + delays[:, None]
-        return delayed.gather(-1, index.expand(clips, -1, -1))
+def _requests(
+    prompts: Sequence[str], seconds: float, seed: int | Sequence[int], sampling: Sampling
+) -> list[Request]:
+    seeds = [seed + i for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
+    if not prompts or len(seeds) != len(prompts):
+        raise InputError(f"{len(prompts)} prompts with {len(seeds)} seeds; give one seed each")
+    return [
+        Request(prompt, seconds, each, sampling)
+        for prompt, each in zip(prompts, seeds, strict=True)
+    ]
 
 
 def check_seconds(seconds: float, longest: float = math.inf) -> None:

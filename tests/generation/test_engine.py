@@ -42,7 +42,8 @@ def test_greedy_tokens_are_those_of_transformers(
         )
     theirs = torch.stack(decoded, 2).flatten(1, 2)
     sampling = Sampling(top_k=1, guidance=guidance)
-    ours, _ = Engine(model).rollout(prompts, frames / model.frame_rate, 0, sampling)
+    engine = Engine(model, "float32")
+    ours, _ = engine.rollout(prompts, frames / model.frame_rate, 0, sampling)
     assert torch.equal(ours.codes, theirs)
 
 
@@ -110,13 +111,13 @@ def test_without_prompt_guidance_changes_nothing(model: MusicGen) -> None:
     assert torch.equal(guided.codes, free.codes)
 
 
-def test_stream_hands_over_batch_by_batch_and_counts_steps() -> None:
+def test_stream_hands_over_in_order_and_counts_steps() -> None:
     engine = Engine(MusicGen.toy())
     steps: list[int] = []
     parts = engine.stream(["slow piano"] * 5, 0.2, 0, GREEDY, batch=2, on_step=steps.append)
     first, clips = next(parts)
-    assert len(first) == len(clips) == 2 and sum(steps) == 2 * 13
-    assert [len(part) for part, _ in parts] == [2, 1]
+    assert len(first) == len(clips) == 1 and sum(steps) == 2 * 13
+    assert [part.texts for part, _ in parts] == [("slow piano",)] * 4
     assert sum(steps) == engine.steps(5, 0.2)
 
 

@@ -1,0 +1,363 @@
+"""MusicGen's decoder for one new column at a time, its weights packed as they are now.
+
+What transformers' own step spends its time on is left out: the cache grows in place, the text's
+keys and values are made once and not at all for the null prompt (whose states are zero, so that
+attention to them adds nothing), queries, keys and values are one product, and guidance mixes the
+last hidden states before the heads, which are linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from musictune.generation.attend import Places, attend
+from musictune.generation.cache import Cache
+from musictune.generation.packing import Product, dense, dtype_of, pack, product
+from musictune.generation.precision import Precision
+
+HALVES = 2
+"""Rows of a guided clip: with its prompt, then without."""
+
+
+class Changes(Protocol):
+    """What adapters of single clips add to the products of all."""
+
+    def add(self, layer: int, name: str, x: Tensor, made: Tensor) -> Tensor: ...
+
+
+@dataclass(eq=False)
+class Heard:
+    """What rows listen to: those of clips with their prompts, or all.
+
+    Attributes:
+        keys, values: per layer ``(rows, heads, tokens, size)``.
+        mask: ``(rows, 1, 1, tokens)``, 0 where there is a token and -inf elsewhere; a row
+            without a text has one open place, whose value is zero.
+        said: ``(rows, 1, 1, 1)`` whether there is a text.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    mask: Tensor
+    said: Tensor
+
+
+class Block:
+    """One attention block's products, and what tuning methods added to it."""
+
+    def __init__(self, attention: Any, precision: Precision, crossed: bool) -> None:
+        self.module = attention
+        self.heads: int = attention.num_heads
+        self.memories = list(getattr(attention, "memories", {}).values())
+        self.relative = list(getattr(attention, "relative", {}).values())
+        self.scale: float = attention.scaling
+        # Memories and relative terms read the query as it is.
+        self.folded = not (self.memories or self.relative)
+        parts = [attention.q_proj] if crossed else [attention.q_proj, attention.k_proj]
+        parts = parts if crossed else [*parts, attention.v_proj]
+        scale = self.scale if self.folded else 1.0
+        self.project: Product = pack(parts, precision, scale) or _Apart(parts, scale)
+        self.out: Product = _packed(attention.out_proj, precision)
+
+
+class Layer:
+    """One decoder layer."""
+
+    def __init__(self, layer: Any, precision: Precision, crossed: bool, state: torch.dtype) -> None:
+        self.norm = _norm(layer.self_attn_layer_norm, state)
+        self.final_norm = _norm(layer.final_layer_norm, state)
+        self.attention = Block(layer.self_attn, precision, crossed=False)
+        self.cross: Block | None = None
+        if crossed:
+            self.cross_norm = _norm(layer.encoder_attn_layer_norm, state)
+            self.cross = Block(layer.encoder_attn, precision, crossed=True)
+        self.up = _packed(layer.fc1, precision)
+        self.down = _packed(layer.fc2, precision)
+        self.activation: Callable[[Tensor], Tensor] = layer.activation_fn
+
+
+class Decoder:
+    """A packed copy of a backbone; what happens to the backbone later is not seen.
+
+    Args:
+        backbone: transformers' ``MusicgenForCausalLM`` or its melody twin, adapters and all.
+        precision: of the packed weights.
+
+    Attributes:
+        crossed: whether texts are heard by cross-attention; else they stand before the music.
+        null_is_silent: whether listening to no text adds exactly nothing; then rows without one
+            need not listen.
+    """
+
+    @torch.no_grad()
+    def __init__(self, backbone: Any, precision: Precision) -> None:
+        config, decoder = backbone.config, backbone.model.decoder
+        self.precision: Precision = precision
+        self.codebooks: int = config.num_codebooks
+        self.width: int = config.hidden_size
+        self.heads: int = config.num_attention_heads
+        self.device = next(decoder.parameters()).device
+        on_cpu = self.device.type == "cpu"
+        self.state = torch.float32 if on_cpu else dtype_of(precision)
+        self.kept = torch.bfloat16 if precision == "bfloat16" else self.state
+        self.crossed = hasattr(decoder.layers[0], "encoder_attn")
+        self.layers = [Layer(each, precision, self.crossed, self.state) for each in decoder.layers]
+        self.last_norm = _norm(decoder.layer_norm, self.state)
+        # int8 heads would blur the scores themselves.
+        self._heads = _heads(backbone.lm_heads, "float16" if precision == "int8" else precision)
+        scale = float(getattr(decoder, "embed_scale", 1.0)) if config.scale_embedding else 1.0
+        tables = [table.weight.detach().to(self.state) for table in decoder.embed_tokens]
+        self._table = torch.cat(tables) * scale
+        starts = torch.tensor([0, *(len(table) for table in tables[:-1])])
+        self._starts = starts.cumsum(0).to(self.device)
+        self._embed_positions = decoder.embed_positions
+        self._positions = self._positions_to(config.max_position_embeddings)
+        self.null_is_silent = self.crossed and self._silent()
+
+    def cache(self, rows: int, capacity: int) -> Cache:
+        """An empty cache for ``rows`` sequences of up to ``capacity`` positions."""
+        if capacity > len(self._positions):
+            self._positions = self._positions_to(capacity)
+        size = self.width // self.heads
+        return Cache(len(self.layers), rows, self.heads, capacity, size, self.kept, self.device)
+
+    def cache_bytes(self, rows: int, capacity: int) -> int:
+        """Bytes of a full :meth:`cache`."""
+        size = self.width // self.heads
+        return Cache.nbytes(len(self.layers), rows, self.heads, capacity, size, self.kept)
+
+    @torch.no_grad()
+    def hear(self, states: Tensor, heard: Tensor) -> Heard:
+        """Keys and values of texts, made once per clip.
+
+        Args:
+            states: ``(clips, tokens, width)``; zero where ``heard`` is.
+            heard: ``(clips, tokens)``, 1 where there is a token.
+        """
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+        for layer in self.layers:
+            assert layer.cross is not None
+            module = layer.cross.module
+            given = states.to(next(module.parameters()).dtype)
+            for held, projection in ((keys, module.k_proj), (values, module.v_proj)):
+                made = projection(given).to(self.kept).unflatten(-1, (self.heads, -1))
+                held.append(made.transpose(1, 2).contiguous())
+        open_ = heard.bool()
+        said = open_.any(1)
+        open_[:, 0] |= ~said
+        mask = torch.zeros(open_.shape, dtype=self.state, device=self.device)
+        mask.masked_fill_(~open_, -torch.inf)
+        return Heard(keys, values, mask[:, None, None], said[:, None, None, None])
+
+    def embed(self, columns: Tensor, positions: Tensor | int) -> Tensor:
+        """Token columns ``(..., codebooks)`` at their positions to ``(..., width)``."""
+        return F.embedding(columns + self._starts, self._table).sum(-2) + self.place(positions)
+
+    def place(self, positions: Tensor | int) -> Tensor:
+        """The sinusoids of positions, ``(..., width)``."""
+        return self._positions[positions]
+
+    def step(
+        self,
+        hidden: Tensor,
+        cache: Cache,
+        places: Places,
+        heard: Heard | None,
+        halves: int,
+        changes: Changes | None = None,
+    ) -> Tensor:
+        """One new position of every row.
+
+        Args:
+            hidden: ``(rows, width)`` embedded; changed in place.
+            cache: its first rows grow by one position.
+            places: which position that is.
+            heard: by each row, or by the first of each clip's; None without cross-attention.
+            halves: rows of a clip: 2 with guidance, as prompted and then without.
+            changes: of single clips.
+
+        Returns:
+            ``(rows, width)`` after the last norm.
+        """
+
+        def apply(name: str, multiply: Product, x: Tensor) -> Tensor:
+            made = multiply(x)
+            return made if changes is None else changes.add(index, name, x, made)
+
+        for index, layer in enumerate(self.layers):
+            block, keys, values = layer.attention, cache.keys[index], cache.values[index]
+            made = apply("qkv", block.project, layer.norm(hidden))
+            query, key, value = made.view(len(made), 3, self.heads, -1).unbind(1)
+            places.append(keys, key)
+            places.append(values, value)
+            found = places.attend(block, query, keys, values)
+            hidden += apply("out", block.out, found)
+            if heard is not None and layer.cross is not None:
+                block, clips = layer.cross, len(heard.said)
+                rows = hidden if clips == len(hidden) else hidden[::halves]
+                query = apply("cross_query", block.project, layer.cross_norm(rows))
+                query = query.view(clips, self.heads, -1)
+                keys, values = heard.keys[index], heard.values[index]
+                found = attend(block, query, keys, values, heard.mask, said=heard.said)
+                rows += apply("cross_out", block.out, found)
+            wide = layer.activation(apply("up", layer.up, layer.final_norm(hidden)))
+            hidden += apply("down", layer.down, wide)
+        return self.last_norm(hidden)
+
+    def scores(self, hidden: Tensor, guidance: Tensor | None) -> Tensor:
+        """Scores of the next tokens, fp32 ``(clips, codebooks, vocabulary)``.
+
+        Args:
+            hidden: ``(rows, width)`` after the last norm.
+            guidance: ``(clips, 1)`` where rows come in pairs, else None.
+        """
+        return (
+            self._heads(self.guided(hidden, guidance)).float().unflatten(-1, (self.codebooks, -1))
+        )
+
+    def guided(self, hidden: Tensor, guidance: Tensor | None) -> Tensor:
+        """The hidden states whose scores are the guided ones, ``(clips, width)``."""
+        if guidance is None:
+            return hidden
+        prompted, null = hidden.unflatten(0, (-1, HALVES)).unbind(1)
+        return torch.lerp(null, prompted, guidance)
+
+    def prefill(
+        self, hidden: Tensor, cache: Cache, first: int, heard: Heard | None, shut: Tensor | None
+    ) -> None:
+        """The first positions of some rows at once.
+
+        Args:
+            hidden: ``(rows, positions, width)`` embedded.
+            cache: its rows from ``first`` on get these positions, from 0 on.
+            heard: by these rows' clips.
+            shut: ``(rows, positions)``, True where nobody listens to.
+        """
+        rows, count, _ = hidden.shape
+        halves = 1 if heard is None else rows // len(heard.said)
+        span = slice(first, first + rows)
+        if any(layer.attention.relative for layer in self.layers):
+            part = cache.rows(span)
+            for position in range(count):
+                at = Places([position] * rows, 1)
+                self.step(hidden[:, position].clone(), part, at, heard, halves)
+            return
+        mask = None
+        if shut is not None:
+            order = torch.arange(count, device=hidden.device)
+            # A place always hears itself, or a row of nothing but padding would be no number.
+            ahead = (order > order[:, None]) | (shut[:, None] & (order != order[:, None]))
+            mask = ~ahead[:, None]
+        hidden = hidden.clone()
+        for index, layer in enumerate(self.layers):
+            block = layer.attention
+            made = block.project(layer.norm(hidden).flatten(0, 1)).to(self.kept)
+            query, key, value = made.view(rows, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            cache.keys[index][span, :, :count] = key
+            cache.values[index][span, :, :count] = value
+            hidden += self._together(block, block.out, query, key, value, mask, mask is None, None)
+            if heard is not None and layer.cross is not None:
+                block = layer.cross
+                listeners = hidden if len(heard.said) == rows else hidden[::halves]
+                query = block.project(layer.cross_norm(listeners).flatten(0, 1)).to(self.kept)
+                query = query.view(len(listeners), count, self.heads, -1).transpose(1, 2)
+                listeners += self._together(
+                    block, block.out, query, heard.keys[index], heard.values[index],
+                    heard.mask.to(self.kept), False, heard.said,
+                )  # fmt: skip
+            wide = layer.activation(layer.up(layer.final_norm(hidden).flatten(0, 1)))
+            hidden += layer.down(wide).view_as(hidden)
+
+    def _together(
+        self,
+        block: Block,
+        out: Product,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        said: Tensor | None,
+    ) -> Tensor:
+        """Attention of many positions, ``(rows, positions, width)``."""
+        scale = 1.0 if block.folded else block.scale
+        found = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=causal, scale=scale
+        ).transpose(1, 2)
+        for memory in block.memories:
+            if memory.scale != 0:
+                found = found + memory.answer(block.module, query, said)
+        made = out(found.flatten(2).flatten(0, 1).to(self.state))
+        return made.view(len(query), -1, self.width)
+
+    def _silent(self) -> bool:
+        """Whether attention to zero states adds nothing, whatever methods are attached."""
+        nothing = torch.zeros(1, self.width, dtype=self.state, device=self.device)
+        for layer in self.layers:
+            assert layer.cross is not None
+            module = layer.cross.module
+            value = module.v_proj(nothing.to(next(module.parameters()).dtype))
+            if bool(value.any()) or bool(layer.cross.out(nothing).any()):
+                return False
+        return True
+
+    def _positions_to(self, count: int) -> Tensor:
+        table = self._embed_positions.weights
+        if count > len(table):
+            table = self._embed_positions.get_embedding(count, self.width)
+        return table.to(self.device, self.state)
+
+
+class _Live:
+    """A layer that cannot be packed, called as it is."""
+
+    def __init__(self, module: nn.Module, state: torch.dtype) -> None:
+        self.module, self.state = module, state
+        self.dtype = next(module.parameters()).dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        made: Tensor = self.module(x.to(self.dtype)).to(self.state)
+        return made
+
+
+class _Apart:
+    """Layers of one input of which some cannot be packed."""
+
+    def __init__(self, modules: list[Any], scale: float) -> None:
+        self.parts = [_Live(module, torch.float32) for module in modules]
+        self.scale = scale
+
+    def __call__(self, x: Tensor) -> Tensor:
+        first, *rest = (part(x).to(x.dtype) for part in self.parts)
+        return torch.cat([first * self.scale, *rest], -1)
+
+
+def _packed(module: Any, precision: Precision) -> Product:
+    state = torch.float32 if next(module.parameters()).device.type == "cpu" else dtype_of(precision)
+    return pack([module], precision) or _Live(module, state)
+
+
+def _norm(module: Any, state: torch.dtype) -> Product:
+    if type(module) is not nn.LayerNorm or module._forward_hooks or module._forward_pre_hooks:
+        return _Live(module, state)
+    shape, eps = module.normalized_shape, module.eps
+    weight, bias = module.weight.detach().to(state), module.bias.detach().to(state)
+    return lambda x: F.layer_norm(x, shape, weight, bias, eps)
+
+
+def _heads(modules: Any, precision: Precision) -> Product:
+    """All heads as one product; each reads the same states."""
+    found = [dense(module) for module in modules]
+    plain = [part for part in found if part is not None]
+    if len(plain) < len(found):
+        return _Apart(list(modules), 1.0)
+    weight = torch.cat([weight for weight, _ in plain])
+    bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in plain])
+    return product(weight, bias if bool(bias.any()) else None, precision)
