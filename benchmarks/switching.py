@@ -27,8 +27,8 @@ from typing import Any
 import torch
 
 from musictune.methods import load_adapter, save_adapter
+from musictune.methods.adapter import read_sparse
 from musictune.methods.pivotal import Pivotal
-from musictune.methods.sparse_change import read_sparse
 from musictune.methods.switching import Adapters
 from musictune.models.musicgen import MusicGen
 from musictune.models.toy import toy_network, toy_tokenizer

@@ -23,6 +23,7 @@ ALLOWED |= {
     "compose": {"audio"},
     "metrics": {"audio"},
     "web": set(CHAIN[:6]) | {"metrics"},
+    "serving": set(CHAIN[:5]),
     "errors": set(),
     "files": set(),
     "console": set(),
@@ -32,7 +33,7 @@ ALLOWED["models"] |= {"metrics.base", "metrics.features"}
 ALLOWED["training"] |= {"metrics.base", "compose"}
 ALLOWED["evaluation"] |= {"metrics"}
 ALLOWED["bench"] |= {"metrics", "compose"}
-ALLOWED["verbs"] |= {"metrics", "compose", "web"}
+ALLOWED["verbs"] |= {"metrics", "compose", "web", "serving"}
 
 
 def room(module: Path) -> str:

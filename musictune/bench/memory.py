@@ -138,7 +138,9 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _storages(tensor: Tensor) -> list[torch.UntypedStorage]:
-    """What ``tensor`` occupies: a sparse one, its indices and values."""
+    """What ``tensor`` occupies: a sparse one, its indices and values; one of oneDNN's is opaque."""
+    if tensor.layout == torch._mkldnn:  # type: ignore[attr-defined]
+        return []
     parts: tuple[Tensor, ...] = (tensor,)
     if tensor.layout == torch.sparse_coo:
         parts = (tensor._indices(), tensor._values())

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import resource
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from musictune.bench import tune_sides
+from musictune.bench import machine, tune_sides
 from musictune.bench.cells import versions
 from musictune.bench.rows import Row, against, print_table
 from musictune.bench.tune_measure import Measured, measure
@@ -107,10 +104,10 @@ def bench_tune(wanted: Wanted, target: Path) -> dict[str, Any]:
     """
     _check(wanted, target)
     device = find_device(wanted.device)
-    load = _load()
+    load = machine.load()
     rows: list[Row] = []
     sides: list[dict[str, Any]] = []
-    with _threads(wanted.threads):
+    with machine.threads(wanted.threads):
         for name in wanted.shapes:
             shape = find_shape(name)
             shape = replace(
@@ -122,10 +119,10 @@ def bench_tune(wanted: Wanted, target: Path) -> dict[str, Any]:
             sides += measured
         facts = {
             "versions": versions(),
-            "machine": _machine(device),
+            "machine": machine.machine(device),
             "threads": torch.get_num_threads(),
             "load_average_before": load,
-            "load_average_after": _load(),
+            "load_average_after": machine.load(),
             "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "shapes": {name: vars(find_shape(name)) for name in wanted.shapes},
             "batch": wanted.batch,
@@ -318,29 +315,3 @@ def _check(wanted: Wanted, target: Path) -> None:
         raise InputError(f"--json {target} is a folder; name a file in it")
     if not target.absolute().parent.is_dir():
         raise InputError(f"--json {target}: its folder does not exist; make it first")
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _load() -> list[float]:
-    return [round(value, 2) for value in os.getloadavg()]
-
-
-def _machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
-        named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        name = named[0] if named else name
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"

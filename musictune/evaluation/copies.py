@@ -106,15 +106,15 @@ def _heard(
 
 def _codec(evaluation: Evaluation, plan: Plan, made: ClipSet) -> MusicGen | None:
     """The base whose tokens were learned; without it copies are looked for by sound and notes."""
-    from musictune.models.musicgen import MusicGen
+    from musictune.models import load_model
 
     if plan.base:
-        return MusicGen.load(plan.base)
+        return load_model(plan.base, "cpu")
     named = next((file.base for file in made.files if file.base), "")
     if not named:
         return None
     try:
-        return MusicGen.load(named)
+        return load_model(named, "cpu")
     except InputError as error:
         evaluation.warnings.append(f"no codec tokens to look for copies in: {error}; give --base")
         return None

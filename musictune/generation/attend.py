@@ -1,7 +1,8 @@
-"""Attention of one new position to everything before it, on a CPU: a product, softmax, a product.
+"""Attention of one new position to everything before it.
 
-At these shapes two batched products read the cache about as fast as memory allows, where torch's
-fused attention is slower and gives a row other bits in another batch.
+On a CPU: a product, softmax, a product. At these shapes two batched products read the cache about
+as fast as memory allows, where torch's fused attention is slower and gives a row other bits in
+another batch. On a GPU: one kernel over positions that the device holds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from musictune.kernels import attention as kernels
 
 
 class Reads(Protocol):
@@ -33,10 +36,9 @@ class Places:
     Args:
         positions: of each clip.
         halves: rows of a clip.
-        shut: ``(rows, positions)``, True for positions that a row must not hear; None for none.
     """
 
-    def __init__(self, positions: Sequence[int], halves: int, shut: Tensor | None = None) -> None:
+    def __init__(self, positions: Sequence[int], halves: int) -> None:
         self._groups: list[tuple[slice, int]] = []
         first = 0
         for position, group in groupby(positions):
@@ -44,39 +46,78 @@ class Places:
             self._groups.append((slice(first, first + rows), position))
             first += rows
         self._rows = first
-        self._shut = shut
         self._index: tuple[Tensor, Tensor] | None = None
         if len(self._groups) > 1:
             each = torch.tensor(positions).repeat_interleave(halves)
             self._index = torch.arange(first), each
 
-    def append(self, held: Tensor, new: Tensor) -> None:
-        """Write ``new`` ``(rows, heads, size)`` into ``held`` ``(rows, heads, capacity, size)``."""
+    def attend(
+        self, block: Reads, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """Write a new key and value per row, and attend to all of the row's.
+
+        Args:
+            block: whose attention it is.
+            query, key, value: ``(rows, heads, size)``.
+            keys, values: the cache, ``(rows or more, heads, capacity, size)``.
+
+        Returns:
+            ``(rows, width)``.
+        """
+        self._append(keys, key)
+        self._append(values, value)
+        parts = [
+            self._attend(block, query[rows], keys[rows], values[rows], position)
+            for rows, position in self._groups
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _append(self, held: Tensor, new: Tensor) -> None:
         if self._index is None:
             held[: self._rows, :, self._groups[0][1]] = new
             return
         rows, positions = self._index
         held[rows, :, positions] = new.to(held.dtype)
 
-    def attend(self, block: Reads, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """``(rows, heads, size)`` to ``(rows, width)``."""
-        parts = [
-            self._attend(block, query[rows], keys[rows], values[rows], rows, position)
-            for rows, position in self._groups
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
     def _attend(
-        self, block: Reads, query: Tensor, keys: Tensor, values: Tensor, rows: slice, position: int
+        self, block: Reads, query: Tensor, keys: Tensor, values: Tensor, position: int
     ) -> Tensor:
-        stop = position + 1
-        mask = at = None
-        if self._shut is not None:
-            mask = torch.zeros((len(query), 1, 1, stop), device=query.device)
-            mask.masked_fill_(self._shut[rows, None, None, :stop], -torch.inf)
+        stop, at = position + 1, None
         if block.relative:
             at = torch.full((len(query),), position, device=query.device)
-        return attend(block, query, keys[:, :, :stop], values[:, :, :stop], mask, at)
+        return attend(block, query, keys[:, :, :stop], values[:, :, :stop], positions=at)
+
+
+class DevicePlaces:
+    """As :class:`Places`, with positions that only the device knows: a CUDA graph can hold it.
+
+    Args:
+        positions: ``(rows,)`` int64.
+        longest: places of the cache that are looked at; above every position.
+    """
+
+    def __init__(self, positions: Tensor, longest: int) -> None:
+        self.positions, self.longest = positions, longest
+
+    def attend(
+        self, block: Reads, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """As :meth:`Places.attend`."""
+        rows = len(query)
+        keys, values = keys[:rows], values[:rows]
+        if not (block.memories or block.relative):
+            scale = 1.0 if block.folded else block.scale
+            return kernels.attend(
+                query, keys, values, self.positions, scale, self.longest, new=(key, value)
+            ).flatten(1)
+        order = torch.arange(self.longest, device=query.device)
+        index = torch.arange(rows, device=query.device)
+        keys[index, :, self.positions] = key.to(keys.dtype)
+        values[index, :, self.positions] = value.to(values.dtype)
+        mask = torch.zeros((rows, self.longest), dtype=query.dtype, device=query.device)
+        mask = mask.masked_fill(order > self.positions[:, None], -torch.inf)[:, None, None]
+        keys, values = keys[:, :, : self.longest], values[:, :, : self.longest]
+        return attend(block, query, keys, values, mask, self.positions)
 
 
 def attend(

@@ -22,6 +22,7 @@ class Cache:
 
     Attributes:
         keys, values: per layer ``(rows, heads, capacity, size)``.
+        capacity: positions at most.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Cache:
     ) -> None:
         shape = (rows, heads, capacity, size)
 
+        self.capacity = capacity
         # What lies past a row's end is multiplied by nothing, so it must be a number.
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]

@@ -16,10 +16,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from musictune.generation.attend import Places, attend
+from musictune.generation.attend import DevicePlaces, Places, attend
 from musictune.generation.cache import Cache
-from musictune.generation.packing import Product, dense, dtype_of, pack, product
+from musictune.generation.packing import (
+    Apart,
+    Live,
+    Plain,
+    Product,
+    dense,
+    dtype_of,
+    pack,
+    product,
+)
 from musictune.generation.precision import Precision
+from musictune.kernels import attention as kernels
 
 HALVES = 2
 """Rows of a guided clip: with its prompt, then without."""
@@ -40,12 +50,27 @@ class Heard:
         mask: ``(rows, 1, 1, tokens)``, 0 where there is a token and -inf elsewhere; a row
             without a text has one open place, whose value is zero.
         said: ``(rows, 1, 1, 1)`` whether there is a text.
+        last: ``(rows,)`` the last open place.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     mask: Tensor
     said: Tensor
+    last: Tensor
+
+    def attend(self, block: Block, query: Tensor, layer: int) -> Tensor:
+        """``(rows, heads, size)`` to ``(rows, width)``."""
+        keys, values = self.keys[layer], self.values[layer]
+        if query.is_cuda and not (block.memories or block.relative):
+            scale = 1.0 if block.folded else block.scale
+            return kernels.attend(query, keys, values, self.last, scale).flatten(1)
+        return attend(block, query, keys, values, self.mask, said=self.said)
+
+    def __getitem__(self, rows: slice) -> Heard:
+        """Some of the rows, seen in place."""
+        keys, values = ([part[rows] for part in held] for held in (self.keys, self.values))
+        return Heard(keys, values, self.mask[rows], self.said[rows], self.last[rows])
 
 
 class Block:
@@ -62,7 +87,7 @@ class Block:
         parts = [attention.q_proj] if crossed else [attention.q_proj, attention.k_proj]
         parts = parts if crossed else [*parts, attention.v_proj]
         scale = self.scale if self.folded else 1.0
-        self.project: Product = pack(parts, precision, scale) or _Apart(parts, scale)
+        self.project: Product = pack(parts, precision, scale) or Apart(parts, scale)
         self.out: Product = _packed(attention.out_proj, precision)
 
 
@@ -111,9 +136,8 @@ class Decoder:
         self.last_norm = _norm(decoder.layer_norm, self.state)
         # int8 heads would blur the scores themselves.
         self._heads = _heads(backbone.lm_heads, "float16" if precision == "int8" else precision)
-        scale = float(getattr(decoder, "embed_scale", 1.0)) if config.scale_embedding else 1.0
         tables = [table.weight.detach().to(self.state) for table in decoder.embed_tokens]
-        self._table = torch.cat(tables) * scale
+        self._table = torch.cat(tables)
         starts = torch.tensor([0, *(len(table) for table in tables[:-1])])
         self._starts = starts.cumsum(0).to(self.device)
         self._embed_positions = decoder.embed_positions
@@ -154,7 +178,8 @@ class Decoder:
         open_[:, 0] |= ~said
         mask = torch.zeros(open_.shape, dtype=self.state, device=self.device)
         mask.masked_fill_(~open_, -torch.inf)
-        return Heard(keys, values, mask[:, None, None], said[:, None, None, None])
+        last = open_.sum(1) - 1
+        return Heard(keys, values, mask[:, None, None], said[:, None, None, None], last)
 
     def embed(self, columns: Tensor, positions: Tensor | int) -> Tensor:
         """Token columns ``(..., codebooks)`` at their positions to ``(..., width)``."""
@@ -168,7 +193,7 @@ class Decoder:
         self,
         hidden: Tensor,
         cache: Cache,
-        places: Places,
+        places: Places | DevicePlaces,
         heard: Heard | None,
         halves: int,
         changes: Changes | None = None,
@@ -187,27 +212,26 @@ class Decoder:
             ``(rows, width)`` after the last norm.
         """
 
-        def apply(name: str, multiply: Product, x: Tensor) -> Tensor:
-            made = multiply(x)
-            return made if changes is None else changes.add(index, name, x, made)
+        def apply(name: str, multiply: Product, x: Tensor, norm: Product | None = None) -> Tensor:
+            if changes is None:
+                return normed(norm, multiply, x) if norm is not None else multiply(x)
+            x = norm(x) if norm is not None else x
+            return changes.add(index, name, x, multiply(x))
 
         for index, layer in enumerate(self.layers):
             block, keys, values = layer.attention, cache.keys[index], cache.values[index]
-            made = apply("qkv", block.project, layer.norm(hidden))
+            made = apply("qkv", block.project, hidden, layer.norm)
             query, key, value = made.view(len(made), 3, self.heads, -1).unbind(1)
-            places.append(keys, key)
-            places.append(values, value)
-            found = places.attend(block, query, keys, values)
+            found = places.attend(block, query, key, value, keys, values)
             hidden += apply("out", block.out, found)
             if heard is not None and layer.cross is not None:
                 block, clips = layer.cross, len(heard.said)
                 rows = hidden if clips == len(hidden) else hidden[::halves]
-                query = apply("cross_query", block.project, layer.cross_norm(rows))
+                query = apply("cross_query", block.project, rows, layer.cross_norm)
                 query = query.view(clips, self.heads, -1)
-                keys, values = heard.keys[index], heard.values[index]
-                found = attend(block, query, keys, values, heard.mask, said=heard.said)
+                found = heard.attend(block, query, index)
                 rows += apply("cross_out", block.out, found)
-            wide = layer.activation(apply("up", layer.up, layer.final_norm(hidden)))
+            wide = layer.activation(apply("up", layer.up, hidden, layer.final_norm))
             hidden += apply("down", layer.down, wide)
         return self.last_norm(hidden)
 
@@ -222,6 +246,14 @@ class Decoder:
             self._heads(self.guided(hidden, guidance)).float().unflatten(-1, (self.codebooks, -1))
         )
 
+    @property
+    def head_weights(self) -> Tensor | None:
+        """``(codebooks, vocabulary, width)``, where the heads are one plain product."""
+        heads = self._heads
+        if not isinstance(heads, Plain) or heads.bias is not None:
+            return None
+        return heads.weight.view(self.codebooks, -1, self.width)
+
     def guided(self, hidden: Tensor, guidance: Tensor | None) -> Tensor:
         """The hidden states whose scores are the guided ones, ``(clips, width)``."""
         if guidance is None:
@@ -230,7 +262,12 @@ class Decoder:
         return torch.lerp(null, prompted, guidance)
 
     def prefill(
-        self, hidden: Tensor, cache: Cache, first: int, heard: Heard | None, shut: Tensor | None
+        self,
+        hidden: Tensor,
+        cache: Cache,
+        first: int,
+        heard: Heard | None,
+        changes: Changes | None = None,
     ) -> None:
         """The first positions of some rows at once.
 
@@ -238,7 +275,7 @@ class Decoder:
             hidden: ``(rows, positions, width)`` embedded.
             cache: its rows from ``first`` on get these positions, from 0 on.
             heard: by these rows' clips.
-            shut: ``(rows, positions)``, True where nobody listens to.
+            changes: of these rows' clips.
         """
         rows, count, _ = hidden.shape
         halves = 1 if heard is None else rows // len(heard.said)
@@ -247,33 +284,37 @@ class Decoder:
             part = cache.rows(span)
             for position in range(count):
                 at = Places([position] * rows, 1)
-                self.step(hidden[:, position].clone(), part, at, heard, halves)
+                self.step(hidden[:, position].clone(), part, at, heard, halves, changes)
             return
-        mask = None
-        if shut is not None:
-            order = torch.arange(count, device=hidden.device)
-            # A place always hears itself, or a row of nothing but padding would be no number.
-            ahead = (order > order[:, None]) | (shut[:, None] & (order != order[:, None]))
-            mask = ~ahead[:, None]
+
+        def apply(name: str, multiply: Product) -> Product:
+            if changes is None:
+                return multiply
+            return lambda x: changes.add(index, name, x, multiply(x))
+
         hidden = hidden.clone()
         for index, layer in enumerate(self.layers):
             block = layer.attention
-            made = block.project(layer.norm(hidden).flatten(0, 1)).to(self.kept)
+            project, out = apply("qkv", block.project), apply("out", block.out)
+            made = project(layer.norm(hidden).flatten(0, 1)).to(self.kept)
             query, key, value = made.view(rows, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
             cache.keys[index][span, :, :count] = key
             cache.values[index][span, :, :count] = value
-            hidden += self._together(block, block.out, query, key, value, mask, mask is None, None)
+            hidden += self._together(block, out, query, key, value, None, True, None)
             if heard is not None and layer.cross is not None:
                 block = layer.cross
                 listeners = hidden if len(heard.said) == rows else hidden[::halves]
-                query = block.project(layer.cross_norm(listeners).flatten(0, 1)).to(self.kept)
+                project = apply("cross_query", block.project)
+                out = apply("cross_out", block.out)
+                query = project(layer.cross_norm(listeners).flatten(0, 1)).to(self.kept)
                 query = query.view(len(listeners), count, self.heads, -1).transpose(1, 2)
                 listeners += self._together(
-                    block, block.out, query, heard.keys[index], heard.values[index],
+                    block, out, query, heard.keys[index], heard.values[index],
                     heard.mask.to(self.kept), False, heard.said,
                 )  # fmt: skip
-            wide = layer.activation(layer.up(layer.final_norm(hidden).flatten(0, 1)))
-            hidden += layer.down(wide).view_as(hidden)
+            up, down = apply("up", layer.up), apply("down", layer.down)
+            wide = layer.activation(up(layer.final_norm(hidden).flatten(0, 1)))
+            hidden += down(wide).view_as(hidden)
 
     def _together(
         self,
@@ -315,41 +356,35 @@ class Decoder:
         return table.to(self.device, self.state)
 
 
-class _Live:
-    """A layer that cannot be packed, called as it is."""
-
-    def __init__(self, module: nn.Module, state: torch.dtype) -> None:
-        self.module, self.state = module, state
-        self.dtype = next(module.parameters()).dtype
-
-    def __call__(self, x: Tensor) -> Tensor:
-        made: Tensor = self.module(x.to(self.dtype)).to(self.state)
-        return made
-
-
-class _Apart:
-    """Layers of one input of which some cannot be packed."""
-
-    def __init__(self, modules: list[Any], scale: float) -> None:
-        self.parts = [_Live(module, torch.float32) for module in modules]
-        self.scale = scale
-
-    def __call__(self, x: Tensor) -> Tensor:
-        first, *rest = (part(x).to(x.dtype) for part in self.parts)
-        return torch.cat([first * self.scale, *rest], -1)
-
-
 def _packed(module: Any, precision: Precision) -> Product:
     state = torch.float32 if next(module.parameters()).device.type == "cpu" else dtype_of(precision)
-    return pack([module], precision) or _Live(module, state)
+    return pack([module], precision) or Live(module, state)
+
+
+class _Norm:
+    """A layer norm in the dtype of the states."""
+
+    def __init__(self, module: Any, state: torch.dtype) -> None:
+        self.shape, self.eps = module.normalized_shape, module.eps
+        self.weight, self.bias = (part.detach().to(state) for part in (module.weight, module.bias))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
 
 
 def _norm(module: Any, state: torch.dtype) -> Product:
     if type(module) is not nn.LayerNorm or module._forward_hooks or module._forward_pre_hooks:
-        return _Live(module, state)
-    shape, eps = module.normalized_shape, module.eps
-    weight, bias = module.weight.detach().to(state), module.bias.detach().to(state)
-    return lambda x: F.layer_norm(x, shape, weight, bias, eps)
+        return Live(module, state)
+    return _Norm(module, state)
+
+
+def normed(norm: Product, multiply: Product, x: Tensor) -> Tensor:
+    """``multiply(norm(x))``, in one kernel where a GPU has both plain."""
+    if x.is_cuda and isinstance(norm, _Norm) and isinstance(multiply, Plain):
+        return kernels.norm_linear(
+            x, norm.weight, norm.bias, multiply.weight, multiply.bias, norm.eps
+        )
+    return multiply(norm(x))
 
 
 def _heads(modules: Any, precision: Precision) -> Product:
@@ -357,7 +392,7 @@ def _heads(modules: Any, precision: Precision) -> Product:
     found = [dense(module) for module in modules]
     plain = [part for part in found if part is not None]
     if len(plain) < len(found):
-        return _Apart(list(modules), 1.0)
+        return Apart(list(modules), 1.0)
     weight = torch.cat([weight for weight, _ in plain])
     bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in plain])
     return product(weight, bias if bool(bias.any()) else None, precision)

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from musictune import console
 from musictune.audio import Clip
 from musictune.errors import InputError
+from musictune.generation.adapters import AdapterSet
 from musictune.generation.decoder import Decoder
 from musictune.generation.precision import find_precision
 from musictune.generation.request import Request
@@ -28,14 +30,18 @@ class Engine:
     Args:
         model: with its adapters in it, merged or live.
         precision: in which numbers, see :func:`musictune.generation.precision.find_precision`.
+        adapters: of ``model``, that single requests may name; more can be added to them later.
 
     Raises:
         InputError: an unknown precision, or one that the model's device does not have.
     """
 
-    def __init__(self, model: MusicGen, precision: str = "auto") -> None:
+    def __init__(
+        self, model: MusicGen, precision: str = "auto", adapters: AdapterSet | None = None
+    ) -> None:
         self.model = model
         self.precision = find_precision(precision, model.device)
+        self.adapters = adapters or AdapterSet(model)
 
     def decoder(self) -> Decoder:
         """The model's decoder as it is now, packed."""
@@ -50,10 +56,17 @@ class Engine:
         """Refuse what this model cannot play.
 
         Raises:
-            InputError: a length that the model was not trained for, or given codes that are not
-                of its codec.
+            InputError: a length that the model was not trained for, given codes that are not of
+                its codec, or an unknown adapter.
         """
         check_seconds(request.seconds, self.model.max_seconds)
+        if request.melody is not None and not hasattr(self.model, "chroma"):
+            raise InputError(
+                f"base {self.model.base} does not listen to melodies; use one that does, such as "
+                "facebook/musicgen-melody"
+            )
+        if request.adapter is not None:
+            self.adapters.check(request.adapter)
         given = request.given
         if given is None:
             return
@@ -77,7 +90,8 @@ class Engine:
 
         Args:
             requests: of any lengths.
-            batch: bounds the memory.
+            batch: bounds the memory; halved when it runs out, and the clips that were playing
+                begin again.
             on_step: called with the number of clips after each decoded step.
 
         Yields:
@@ -91,20 +105,37 @@ class Engine:
             raise InputError(f"batch {batch} must be at least 1")
         for request in asked:
             self.check(request)
-        if not asked:
-            return
-        longest = max(request.seconds for request in asked)
-        guided = any(request.sampling.guidance != 1 for request in asked)
+        left = dict(enumerate(asked))
+        while left:
+            try:
+                for index, codes in self._play(dict(left), batch, on_step):
+                    del left[index]
+                    yield index, codes
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if batch == 1:
+                    raise InputError(
+                        f"not enough memory for one clip of {_longest(left.values()):g} s; make it "
+                        "shorter or use a smaller base"
+                    ) from error
+                batch = min(batch, len(left)) // 2 or 1
+                console.note(f"out of memory; going on with a batch of {batch}")
+
+    def _play(
+        self, asked: dict[int, Request], batch: int, on_step: OnStep | None
+    ) -> Iterator[tuple[int, Tensor]]:
         with _resting(self.model):
-            session = Session(self, min(batch, len(asked)), longest, guided)
-            for request in asked:
-                session.add(request)  # a ticket is the place in the list
+            guided = any(request.sampling.guidance != 1 for request in asked.values())
+            batch, longest = min(batch, len(asked)), _longest(asked.values())
+            session = Session(self, batch, longest, guided)
+            tickets = {session.add(request): index for index, request in asked.items()}
             while session.busy:
                 done = session.step()
                 if on_step:
                     on_step(session.stepped)
                 for ticket in done:
-                    yield ticket, session.take(ticket)
+                    yield tickets[ticket], session.take(ticket)
 
     def rollout(
         self,
@@ -163,6 +194,16 @@ class Engine:
         """What the arguments of ``on_step`` sum up to, for a bar."""
         delay = self.model.codebooks // self.model.channels
         return clips * (self.model.frames(seconds) + delay - 1)
+
+
+def _longest(requests: Iterable[Request]) -> float:
+    return max(request.seconds for request in requests)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch's CPU allocator has no exception of its own.
+    told = "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or told
 
 
 def _requests(

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from torch import Tensor
+
 from musictune import console
 from musictune.audio import Clip, write
 from musictune.data.concepts import plain
-from musictune.errors import InputError
-from musictune.files import publish_folder, sha256
+from musictune.errors import InputError, MusictuneError
+from musictune.files import publish_folder, readable, sha256
 from musictune.generation.engine import Engine
+from musictune.generation.longform import decode_long
+from musictune.generation.request import Request
 from musictune.generation.sampling import Sampling
 from musictune.models.musicgen import MusicGen
 
@@ -31,11 +35,12 @@ def write_music(
     seed: int = 0,
     sampling: Sampling = Sampling(),
     batch: int = 8,
+    precision: str = "auto",
     suffix: str = "wav",
     adapters: Sequence[Mapping[str, object]] = (),
     overwrite: bool = False,
 ) -> list[Path]:
-    """Make ``count`` clips of each prompt and write them with their manifest, all or nothing.
+    """Make ``count`` clips of each prompt and write them with their manifest.
 
     The clips of one prompt have the seeds ``seed``, ``seed + 1`` and so on, the same for each
     prompt: runs of two models with equal arguments can be compared clip by clip.
@@ -49,6 +54,7 @@ def write_music(
         seed: of the first clip of each prompt.
         sampling: how tokens are drawn.
         batch: clips made at once.
+        precision: in which numbers, see ``Engine``.
         suffix: ``wav`` or ``flac``.
         adapters: what the manifest says was loaded.
         overwrite: replace ``out`` if it is there.
@@ -59,28 +65,76 @@ def write_music(
     Raises:
         InputError: a value that cannot be used, or a folder that cannot be written.
     """
-    engine = Engine(model)
-    texts = [prompt for prompt in prompts for _ in range(count)]
-    seeds = [seed + i for _ in prompts for i in range(count)]
-    files: list[Path] = []
-    with (
-        publish_folder(out, overwrite=overwrite) as folder,
-        (folder / MANIFEST).open("w", encoding="utf-8") as manifest,
-        console.progress("making music", engine.steps(len(texts), seconds)) as advance,
-    ):
-        for _, clips in engine.stream(texts, seconds, seeds, sampling, batch, advance):
-            for clip in clips:
-                index = len(files)
-                name = f"{index:03d}-{_slug(texts[index])}.{suffix}"
-                write(clip, folder / name)
-                line = _line(model, clip, texts[index], seeds[index], sampling) | {
-                    "file": name,
-                    "adapters": list(adapters),
-                    "sha256": sha256(folder / name),
-                }
-                manifest.write(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n")
-                files.append(out / name)
-    return files
+    requests = [
+        Request(prompt, seconds, seed + i, sampling) for prompt in prompts for i in range(count)
+    ]
+    engine = Engine(model, precision)
+    steps = sum(engine.steps(1, request.seconds) for request in requests)
+    with console.progress("making music", steps) as advance:
+        played = engine.play(requests, batch, advance)
+        facts = [{"adapters": list(adapters), "precision": engine.precision}] * len(requests)
+        return write_played(
+            model, requests, played, out, facts=facts, suffix=suffix, overwrite=overwrite
+        )
+
+
+def write_played(
+    model: MusicGen,
+    requests: Sequence[Request],
+    played: Iterable[tuple[int, Tensor | Clip]],
+    out: Path,
+    *,
+    facts: Sequence[Mapping[str, object]],
+    suffix: str = "wav",
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write clips with their manifest as they are done.
+
+    What was done before a failure is kept and listed: an error says how much.
+
+    Args:
+        model: that decodes them.
+        requests: what was asked for.
+        played: the index of a request and its codes, or its clip, in any order.
+        out: the folder to make.
+        facts: for each request, what its line in the manifest says besides.
+        suffix: ``wav`` or ``flac``.
+        overwrite: replace ``out`` if it is there.
+
+    Returns:
+        The sound files, in order.
+
+    Raises:
+        InputError: nothing could be made or written, or not all of it.
+    """
+    lines: dict[int, str] = {}
+    failure: BaseException | None = None
+    with publish_folder(out, overwrite=overwrite) as folder:
+        manifest = folder / MANIFEST
+        try:
+            for index, made in played:
+                name = f"{index:03d}-{_slug(requests[index].prompt)}.{suffix}"
+                try:
+                    line = _written(model, requests[index], made, folder / name)
+                except BaseException:
+                    (folder / name).unlink(missing_ok=True)
+                    raise
+                fields = {**line, **facts[index], "file": name, "sha256": sha256(folder / name)}
+                lines[index] = json.dumps(fields, ensure_ascii=False, sort_keys=True) + "\n"
+                with manifest.open("a", encoding="utf-8") as file:
+                    file.write(lines[index])
+            manifest.write_text("".join(lines[i] for i in sorted(lines)), encoding="utf-8")
+        except (OSError, MusictuneError, KeyboardInterrupt) as error:
+            if not lines:
+                raise
+            failure = error
+    if failure is not None:
+        kept = f"{len(lines)} of {len(requests)} clips are kept in {out}"
+        if isinstance(failure, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"interrupted; {kept}")
+        said = readable(failure, out) if isinstance(failure, OSError) else failure
+        raise InputError(f"{said}; {kept}") from failure
+    return [out / json.loads(lines[index])["file"] for index in sorted(lines)]
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -101,17 +155,20 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def _line(
-    model: MusicGen, clip: Clip, prompt: str, seed: int, sampling: Sampling
+def _written(
+    model: MusicGen, request: Request, made: Tensor | Clip, path: Path
 ) -> dict[str, object]:
+    """Decode and write a clip; what the manifest says about it."""
+    clip = made if isinstance(made, Clip) else decode_long(model, made, request.prompt)
+    write(clip, path)
     return {
-        "prompt": prompt,
-        "text": plain(prompt, model.concepts),
-        "seed": seed,
+        "prompt": request.prompt,
+        "text": plain(request.prompt, model.concepts),
+        "seed": request.seed,
         "base": model.base,
         "seconds": clip.seconds,
         "sample_rate": clip.sample_rate,
-        "sampling": asdict(sampling),
+        "sampling": asdict(request.sampling),
         "created_by": _version(),
     }
 

@@ -31,11 +31,12 @@ class Listening:
         self.model, self.decoder = engine.model, decoder
         self.batch, self.halves = batch, halves
         self.prefix = 0
-        self.has_shut = False
         # Rows that listen, of each clip.
         self._each = halves if decoder.crossed and not decoder.null_is_silent else 1
         self._heard: Heard | None = None
+        self.adapters = engine.adapters
         self._texts: list[str | None] = [None] * batch
+        self._names: list[str | None] = [None] * batch
 
     def join(self, first: int, requests: Sequence[Request], cache: Cache) -> list[int]:
         """Clips take the places from ``first`` on.
@@ -44,22 +45,29 @@ class Listening:
             At which position the music of each begins.
         """
         for place, request in enumerate(requests, first):
-            known = next((p for p, text in enumerate(self._texts) if text == request.prompt), None)
-            self._texts[place] = request.prompt
+            read = request.prompt, request.adapter
+            others = enumerate(zip(self._texts, self._names, strict=True))
+            known = next((p for p, other in others if other == read), None)
+            self._texts[place], self._names[place] = read
             if known is not None:
                 self.move(known, place)
                 continue
-            self._put(place * self._each, self._hear(request.prompt))
+            self._put(place * self._each, self._hear(*read))
         return [0] * len(requests)
 
-    def _hear(self, prompt: str) -> Heard:
+    def _hear(self, prompt: str, adapter: str | None) -> Heard:
         """One text alone: beside others, padded to their length, its sums would be others'."""
-        states, mask = self.model.condition([prompt])
+        with self.adapters.speaking(adapter):
+            states, mask = self.model.condition([prompt])
         if self._each == HALVES:
             states = torch.cat([states, torch.zeros_like(states)])
             mask = torch.cat([mask, torch.zeros_like(mask)])
         more = -states.shape[1] % _ROUND
-        return self.decoder.hear(F.pad(states, (0, 0, 0, more)), F.pad(mask, (0, more)))
+        states = F.pad(states, (0, 0, 0, more))
+        heard = self.decoder.hear(states, F.pad(mask, (0, more)))
+        if adapter is not None:
+            self.adapters.hear(adapter, heard, states)
+        return heard
 
     def heard(self, clips: int) -> Heard | None:
         """What the first ``clips`` places listen to at each step."""
@@ -67,36 +75,29 @@ class Listening:
 
     def changes(self, clips: int) -> Changes | None:
         """What adapters of single clips add."""
-        return None
-
-    def shut(self, clips: int) -> Tensor | None:
-        """``(rows, positions)`` of the cache that rows must not hear, if there are any."""
-        return None
+        return self.adapters.mix(self._names[:clips], self.decoder)
 
     def fill(self, place: int, hidden: Tensor, cache: Cache, start: int) -> None:
         """Play ``hidden`` ``(positions, width)``, the first columns of a place, into the cache."""
         heard = self._part(slice(place * self._each, (place + 1) * self._each))
         rows = hidden.expand(self.halves, -1, -1)
-        self.decoder.prefill(rows, cache, place * self.halves, heard, None)
+        changes = self.adapters.mix(self._names[place : place + 1], self.decoder)
+        self.decoder.prefill(rows, cache, place * self.halves, heard, changes)
 
     def move(self, source: int, target: int) -> None:
         """The clip of one place is also that of another."""
-        self._texts[target] = self._texts[source]
+        self._texts[target], self._names[target] = self._texts[source], self._names[source]
         heard, each = self._heard, self._each
         assert heard is not None
-        for held in (*heard.keys, *heard.values, heard.mask, heard.said):
+        for held in (*heard.keys, *heard.values, heard.mask, heard.said, heard.last):
             held[target * each : (target + 1) * each] = held[source * each : (source + 1) * each]
 
     def leave(self, place: int) -> None:
         """A place is free."""
-        self._texts[place] = None
+        self._texts[place] = self._names[place] = None
 
     def _part(self, rows: slice) -> Heard | None:
-        heard = self._heard
-        if heard is None:
-            return None
-        keys, values = ([part[rows] for part in held] for held in (heard.keys, heard.values))
-        return Heard(keys, values, heard.mask[rows], heard.said[rows])
+        return None if self._heard is None else self._heard[rows]
 
     def _put(self, first: int, new: Heard) -> None:
         tokens, rows = new.mask.shape[-1], slice(first, first + len(new.said))
@@ -109,6 +110,7 @@ class Listening:
             held[rows] = F.pad(part, (0, 0, 0, more))
         heard.mask[rows] = F.pad(new.mask, (0, more), value=-torch.inf)
         heard.said[rows] = new.said
+        heard.last[rows] = new.last
 
     def _grow(self, new: Heard) -> None:
         tokens, rows = new.mask.shape[-1], self.batch * self._each
@@ -117,12 +119,13 @@ class Listening:
             return part.new_zeros((rows, part.shape[1], tokens, part.shape[3]))
 
         mask = new.mask.new_zeros((rows, 1, 1, tokens))
-        said = new.said.new_zeros((rows, 1, 1, 1))
-        grown = Heard([room(k) for k in new.keys], [room(v) for v in new.values], mask, said)
+        said, last = new.said.new_zeros((rows, 1, 1, 1)), new.last.new_zeros(rows)
+        grown = Heard([room(k) for k in new.keys], [room(v) for v in new.values], mask, said, last)
         if (old := self._heard) is not None:
             more = tokens - old.mask.shape[-1]
             for held, part in zip(grown.keys + grown.values, old.keys + old.values, strict=True):
                 held.copy_(F.pad(part, (0, 0, 0, more)))
             grown.mask.copy_(F.pad(old.mask, (0, more), value=-torch.inf))
             grown.said.copy_(old.said)
+            grown.last.copy_(old.last)
         self._heard = grown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -155,8 +156,10 @@ class Int8:
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         scales = weight.abs().amax(1).clamp_min(1e-12).double() / 127
         zeros = torch.zeros(len(weight), dtype=torch.int64)
-        quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-        with _fbgemm():
+        with warnings.catch_warnings(), _fbgemm():
+            # torch means to replace this way of making such a tensor; nothing else makes one yet.
+            warnings.filterwarnings("ignore", "torch.quantize_per_tensor")
+            quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
             self.packed = torch.ops.quantized.linear_prepack(quantised, None)
         self.bias = bias
 
@@ -167,6 +170,30 @@ class Int8:
             x / reach, 1 / 127, 128, self.packed
         ).mul_(reach)
         return made if self.bias is None else made.add_(self.bias)
+
+
+class Live:
+    """A layer that cannot be packed, called as it is."""
+
+    def __init__(self, module: nn.Module, state: torch.dtype) -> None:
+        self.module, self.state = module, state
+        self.dtype = next(module.parameters()).dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        made: Tensor = self.module(x.to(self.dtype)).to(self.state)
+        return made
+
+
+class Apart:
+    """Layers of one input of which some cannot be packed."""
+
+    def __init__(self, modules: list[Any], scale: float) -> None:
+        self.parts = [Live(module, torch.float32) for module in modules]
+        self.scale = scale
+
+    def __call__(self, x: Tensor) -> Tensor:
+        first, *rest = (part(x).to(x.dtype) for part in self.parts)
+        return torch.cat([first * self.scale, *rest], -1)
 
 
 @contextlib.contextmanager

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from musictune import console
 from musictune.errors import InputError
 from musictune.generation.attend import Places
-from musictune.generation.decoder import HALVES, Decoder
+from musictune.generation.decoder import HALVES, Changes, Decoder
+from musictune.generation.graphs import SAMPLED, DeviceStep, Rows
 from musictune.generation.listening import Listening
+from musictune.generation.prefixes import Prefixes
 from musictune.generation.request import Request
 from musictune.generation.sampling import draw, uniforms
+from musictune.models.devices import free_memory
 
 if TYPE_CHECKING:
     from musictune.generation.engine import Engine
 
-_SAMPLED = -1
 _LOOK = 64  # steps between two looks at whether all scores were numbers
 
 
@@ -33,7 +36,6 @@ class _Playing:
         steps: columns until all codebooks have them.
         step: the next column to be drawn.
         start: the position in the cache where column inputs begin; before it stands a prefix.
-        made: ``(steps, codebooks)`` columns.
     """
 
     ticket: int
@@ -42,24 +44,12 @@ class _Playing:
     steps: int
     fixed: Tensor
     luck: Tensor
-    made: Tensor
     step: int = 0
     start: int = 0
 
     @property
     def position(self) -> int:
         return self.start + self.step
-
-
-@dataclass(eq=False)
-class _Rows:
-    """What the clips in their places need at each step, one row per place."""
-
-    column: Tensor
-    fixed: Tensor
-    luck: Tensor
-    finite: Tensor
-    places: list[_Playing] = field(default_factory=list)
 
 
 class Session:
@@ -94,22 +84,30 @@ class Session:
         self._halves = HALVES if guided else 1
         self._decoder: Decoder = engine.decoder()
         self._steps = self.model.frames(self.longest) + self._delay - 1
-        self._listening = Listening(engine, self._decoder, batch, self._halves)
+        listens = Listening if self._decoder.crossed else Prefixes
+        self._listening = listens(engine, self._decoder, batch, self._halves)
         self._capacity = self._steps + self._listening.prefix
-        self._cache = self._decoder.cache(batch * self._halves, self._capacity)
+        self.batch = self._fitting(batch)
+        self._cache = self._decoder.cache(self.batch * self._halves, self._capacity)
         self._delays = torch.arange(self.model.codebooks) // self.model.channels
         self._waiting: deque[tuple[int, Request]] = deque()
         self._done: dict[int, Tensor] = {}
         self._next = 0
         self._looked = 0
         self.stepped = 0
-        device, books = self._decoder.device, self.model.codebooks
-        self._rows = _Rows(
+        device, books, batch = self._decoder.device, self.model.codebooks, self.batch
+        self._rows = Rows(
             torch.full((batch, books), self.model.pad, device=device),
             torch.zeros((batch, self._steps, books), dtype=torch.int64, device=device),
             torch.zeros((batch, self._steps, books), device=device),
+            torch.zeros((batch, self._steps, books), dtype=torch.int64, device=device),
             torch.ones(batch, dtype=torch.bool, device=device),
         )
+        self._places: list[_Playing] = []
+        self._device: DeviceStep | None = None
+        if device.type == "cuda":
+            self._device = DeviceStep(self._decoder, self._cache, self._rows, self._halves)
+        self._settled = False
 
     @property
     def waiting(self) -> int:
@@ -119,7 +117,7 @@ class Session:
     @property
     def busy(self) -> bool:
         """Whether something plays or waits."""
-        return bool(self._rows.places or self._waiting)
+        return bool(self._places or self._waiting)
 
     def add(self, request: Request) -> int:
         """Ask for a clip.
@@ -145,7 +143,7 @@ class Session:
         """Forget a clip, wherever it is; its place is free at once."""
         self._waiting = deque(each for each in self._waiting if each[0] != ticket)
         self._done.pop(ticket, None)
-        for place, playing in enumerate(self._rows.places):
+        for place, playing in enumerate(self._places):
             if playing.ticket == ticket:
                 self._leave(place)
                 return
@@ -162,28 +160,15 @@ class Session:
                 forgotten.
         """
         self._admit()
-        self.stepped = len(self._rows.places)
-        rows, places = self._rows, self._rows.places
-        if not places:
+        self.stepped = len(self._places)
+        if not self._places:
             return []
-        count = len(places)
-        positions = [playing.position for playing in places]
-        at = Places(positions, self._halves, self._listening.shut(count))
-        alike = len(set(positions)) == 1
-        where = positions[0] if alike else torch.tensor(positions, device=self._decoder.device)
-        hidden = self._decoder.embed(rows.column[:count], where)
-        if self._halves == HALVES:
-            hidden = hidden.repeat_interleave(HALVES, 0)
-        heard = self._listening.heard(count)
-        changes = self._listening.changes(count)
-        hidden = self._decoder.step(hidden, self._cache, at, heard, self._halves, changes)
-        scores = self._decoder.scores(hidden, self._guidance() if self.guided else None)
-        rows.finite[:count] &= scores.isfinite().flatten(1).all(1)
-        steps = [playing.step for playing in places]
-        fixed, luck = self._of_step(steps)
-        column = torch.where(fixed == _SAMPLED, self._draw(scores, luck), fixed)
-        rows.column[:count] = column
-        return self._note(column)
+        changes = self._listening.changes(len(self._places))
+        if self._device is not None and changes is None:
+            self._step_on_device(self._device)
+        else:
+            self._step(changes)
+        return self._note()
 
     def codes(self, ticket: int) -> Tensor:
         """The frames of which all codebooks are known, ``(codebooks, frames)`` int64.
@@ -193,10 +178,10 @@ class Session:
         """
         if ticket in self._done:
             return self._done[ticket]
-        for playing in self._rows.places:
+        for place, playing in enumerate(self._places):
             if playing.ticket == ticket:
                 known = min(max(0, playing.step - self._delay + 1), playing.frames)
-                return self._undelayed(playing.made, known)
+                return self._undelayed(place, known)
         if any(each[0] == ticket for each in self._waiting):
             return torch.empty((self.model.codebooks, 0), dtype=torch.int64)
         raise InputError(f"no ticket {ticket} in this session; it was taken or cancelled")
@@ -211,20 +196,44 @@ class Session:
             raise InputError(f"ticket {ticket} is not finished")
         return self._done.pop(ticket)
 
+    def _fitting(self, batch: int) -> int:
+        """``batch``, or the half, the quarter... that memory has room for.
+
+        Raises:
+            InputError: there is none for even one clip.
+        """
+        each = self._decoder.cache_bytes(self._halves, self._capacity)
+        free = free_memory(self._decoder.device)
+        fits = batch
+        while fits and fits * each > free:
+            fits //= 2
+        if not fits:
+            raise InputError(
+                f"{self.longest:g} seconds need about {each / 1e9:.1f} GB of memory for one clip's "
+                f"keys and values, and {free / 1e9:.1f} GB are free; make it shorter"
+            )
+        if fits < batch:
+            console.note(
+                f"a batch of {batch} would need {batch * each / 1e9:.1f} GB for keys and values, "
+                f"and {free / 1e9:.1f} GB are free; going on with {fits} at once"
+            )
+        return fits
+
     # --- places ---
 
     def _admit(self) -> None:
-        free = self.batch - len(self._rows.places)
+        free = self.batch - len(self._places)
         joining = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
         if not joining:
             return
-        first = len(self._rows.places)
+        first = len(self._places)
         starts = self._listening.join(first, [request for _, request in joining], self._cache)
         for place, ((ticket, request), start) in enumerate(
             zip(joining, starts, strict=True), first
         ):
             playing = self._prepared(ticket, request, start)
-            self._rows.places.append(playing)
+            self._places.append(playing)
+            self._settled = False
             rows = self._rows
             rows.fixed[place, : playing.steps] = playing.fixed.to(rows.fixed.device)
             rows.luck[place, : playing.steps] = playing.luck.to(rows.luck.device)
@@ -237,7 +246,7 @@ class Session:
         frames = self.model.frames(request.seconds)
         steps, books = frames + self._delay - 1, self.model.codebooks
         frame = torch.arange(steps)[:, None] - self._delays
-        fixed = torch.full((steps, books), _SAMPLED)
+        fixed = torch.full((steps, books), SAMPLED)
         fixed[(frame < 0) | (frame >= frames)] = self.model.pad
         if request.given is not None:
             given = request.given.cpu()
@@ -246,8 +255,7 @@ class Session:
             there = given.t().gather(0, index) if given.shape[1] else fixed
             fixed = torch.where(known, there, fixed)
         luck = uniforms([request.seed], steps, books)[:, 0]
-        made = torch.empty((steps, books), dtype=torch.int64, device=self._decoder.device)
-        return _Playing(ticket, request, frames, steps, fixed, luck, made, start=start)
+        return _Playing(ticket, request, frames, steps, fixed, luck, start=start)
 
     def _fill(self, place: int, playing: _Playing, frames: int) -> None:
         """Hear the columns that are given at once; the next one to be drawn is after them."""
@@ -257,30 +265,65 @@ class Session:
         positions = torch.arange(playing.start, playing.start + frames, device=columns.device)
         hidden = self._decoder.embed(before, positions)
         self._listening.fill(place, hidden, self._cache, playing.start)
-        playing.made[:frames] = columns
+        self._rows.made[place, :frames] = columns
         playing.step = frames
         self._rows.column[place] = columns[-1]
 
     def _leave(self, place: int) -> None:
         """Free a place; the last clip moves into it."""
-        places, rows, halves = self._rows.places, self._rows, self._halves
+        places, halves = self._places, self._halves
         last = len(places) - 1
         if place != last:
             length = places[last].position
             source = slice(last * halves, (last + 1) * halves)
             target = slice(place * halves, (place + 1) * halves)
             self._cache.move(source, target, length)
-            for held in (rows.column, rows.fixed, rows.luck, rows.finite):
-                held[place] = held[last]
+            self._rows.move(last, place)
             self._listening.move(last, place)
             places[place] = places[last]
         places.pop()
         self._listening.leave(last)
+        self._settled = False
 
     # --- a step ---
 
+    def _step_on_device(self, device: DeviceStep) -> None:
+        places = self._places
+        if not self._settled:
+            requests = [playing.request for playing in places]
+            device.settle(
+                [playing.step for playing in places],
+                [playing.start for playing in places],
+                [request.seed for request in requests],
+                [request.sampling for request in requests],
+            )
+            self._settled = True
+        longest = max(playing.position for playing in places)
+        device.step(longest, self._listening.heard(self.batch))
+
+    def _step(self, changes: Changes | None) -> None:
+        rows, places = self._rows, self._places
+        count = len(places)
+        positions = [playing.position for playing in places]
+        at = Places(positions, self._halves)
+        alike = len(set(positions)) == 1
+        where = positions[0] if alike else torch.tensor(positions, device=self._decoder.device)
+        hidden = self._decoder.embed(rows.column[:count], where)
+        if self._halves == HALVES:
+            hidden = hidden.repeat_interleave(HALVES, 0)
+        heard = self._listening.heard(count)
+        hidden = self._decoder.step(hidden, self._cache, at, heard, self._halves, changes)
+        scores = self._decoder.scores(hidden, self._guidance() if self.guided else None)
+        rows.finite[:count] &= scores.isfinite().flatten(1).all(1)
+        steps = [playing.step for playing in places]
+        fixed, luck = self._of_step(steps)
+        column = torch.where(fixed == SAMPLED, self._draw(scores, luck), fixed)
+        rows.column[:count] = column
+        self._keep(column, steps)
+        self._settled = False
+
     def _guidance(self) -> Tensor:
-        weights = [playing.request.sampling.guidance for playing in self._rows.places]
+        weights = [playing.request.sampling.guidance for playing in self._places]
         return torch.tensor(weights, device=self._decoder.device, dtype=self._decoder.state)[
             :, None
         ]
@@ -294,7 +337,7 @@ class Session:
         return rows.fixed[place, step], rows.luck[place, step]
 
     def _draw(self, scores: Tensor, luck: Tensor) -> Tensor:
-        kinds = [playing.request.sampling for playing in self._rows.places]
+        kinds = [playing.request.sampling for playing in self._places]
         parts, first = [], 0
         for sampling, group in groupby(kinds):
             count = len(list(group))
@@ -303,27 +346,33 @@ class Session:
             first += count
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _note(self, column: Tensor) -> list[int]:
-        """Keep the column; who is done leaves."""
+    def _keep(self, column: Tensor, steps: list[int]) -> None:
+        made, count = self._rows.made, len(steps)
+        if len(set(steps)) == 1:
+            made[:count, steps[0]] = column
+            return
+        made[torch.arange(count), torch.tensor(steps)] = column
+
+    def _note(self) -> list[int]:
+        """A column was drawn; who is done leaves."""
         done = []
-        for place, playing in enumerate(self._rows.places):
-            playing.made[playing.step] = column[place]
+        for playing in self._places:
             playing.step += 1
         self._looked += 1
-        ending = [p for p in self._rows.places if p.step == p.steps]
+        ending = [p for p in self._places if p.step == p.steps]
         if ending or self._looked % _LOOK == 0:
             # Asking at each step would make a GPU wait.
             self._refuse_nonsense()
-        for place in reversed(range(len(self._rows.places))):
-            playing = self._rows.places[place]
+        for place in reversed(range(len(self._places))):
+            playing = self._places[place]
             if playing.step == playing.steps:
-                self._done[playing.ticket] = self._undelayed(playing.made, playing.frames)
+                self._done[playing.ticket] = self._undelayed(place, playing.frames)
                 done.append(playing.ticket)
                 self._leave(place)
         return sorted(done)
 
     def _refuse_nonsense(self) -> None:
-        count = len(self._rows.places)
+        count = len(self._places)
         finite = self._rows.finite[:count].tolist()
         if all(finite):
             return
@@ -336,6 +385,7 @@ class Session:
             "use another, or --precision float32"
         )
 
-    def _undelayed(self, made: Tensor, frames: int) -> Tensor:
+    def _undelayed(self, place: int, frames: int) -> Tensor:
+        made = self._rows.made[place]
         index = torch.arange(frames)[:, None] + self._delays
         return made.gather(0, index.to(made.device)).t().contiguous()

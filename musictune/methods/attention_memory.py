@@ -1,27 +1,21 @@
 """Trained keys and values beside an attention block's own, behind a gate that starts shut.
 
-transformers lets an attention function be registered by name; ours calls the one it stands for and
-adds what the block's memories answer. The cache never holds a memory and no position shifts.
+A memory is asked by :mod:`musictune.methods.attention_function`, beside the block's own attention.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from musictune.errors import InputError
-from musictune.methods.base import matched_modules
+from musictune.methods.attention_function import MEMORIES, attention_blocks, follow
 from musictune.methods.inserted import Inserted, InsertedModule, require_count, require_seed
 from musictune.models.base import Batch, MusicModel
-
-_PREFIX = "musictune_memory_"
-_PLAIN = ("sdpa", "eager")
-_SLOT = "memories"
 
 
 class Memory(InsertedModule):
@@ -123,10 +117,10 @@ class Remembering(Inserted):
         blocks = self._blocks(model)
         memories = self._memories(blocks)
         for name, block in blocks.items():
-            if not hasattr(block, _SLOT):
-                setattr(block, _SLOT, nn.ModuleDict())
-            getattr(block, _SLOT)[self.name] = memories[name]
-        _use(model.backbone)
+            if not hasattr(block, MEMORIES):
+                setattr(block, MEMORIES, nn.ModuleDict())
+            getattr(block, MEMORIES)[self.name] = memories[name]
+        follow(model.backbone)
         return dict(memories)
 
     def _remove(self, model: MusicModel) -> None:
@@ -135,63 +129,7 @@ class Remembering(Inserted):
             del block.memories[self.name]
             if not block.memories:
                 del block.memories
-        if not any(hasattr(module, _SLOT) for module in model.backbone.modules()):
-            _leave(model.backbone)
+        follow(model.backbone)
 
     def _blocks(self, model: MusicModel) -> dict[str, Any]:
-        found = matched_modules(model.backbone, self.targets, (nn.Module,))
-        needed = ("q_proj", "k_proj", "v_proj", "num_heads", "scaling")
-        blocks = {n: m for n, m in found.items() if all(hasattr(m, part) for part in needed)}
-        if not blocks:
-            raise InputError(
-                f"targets {self.targets!r} matched no attention block, only "
-                f"{', '.join(list(found)[:3])}; name blocks such as self_attn"
-            )
-        plain = _plain_name(model.backbone)
-        if plain not in _PLAIN:
-            raise InputError(
-                f"method {self.name} works with attention {' or '.join(_PLAIN)}, not with "
-                f"{plain}; load the base with one of them"
-            )
-        return blocks
-
-
-def _plain_name(backbone: Any) -> str:
-    return str(backbone.config._attn_implementation).removeprefix(_PREFIX)
-
-
-def _use(backbone: Any) -> None:
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-
-    name = _plain_name(backbone)
-    AttentionInterface.register(_PREFIX + name, _attending(name))
-    AttentionMaskInterface.register(_PREFIX + name, ALL_MASK_ATTENTION_FUNCTIONS[name])
-    backbone.config._attn_implementation = _PREFIX + name
-
-
-def _leave(backbone: Any) -> None:
-    backbone.config._attn_implementation = _plain_name(backbone)
-
-
-def _attending(name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-    from transformers.models.musicgen.modeling_musicgen import eager_attention_forward
-
-    plain = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
-
-    def attend(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        **options: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        output, weights = plain(module, query, key, value, attention_mask, **options)
-        for memory in getattr(module, _SLOT, {}).values():
-            if memory.scale != 0:
-                output = output + memory.answer(module, query, attention_mask)
-        return output, weights
-
-    return attend
+        return attention_blocks(model, self.targets, self.name)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, MusicgenForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    MusicgenForConditionalGeneration,
+    MusicgenMelodyForConditionalGeneration,
+)
+from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from musictune.console import quiet_transformers
 from musictune.data.concepts import Concept
@@ -20,6 +27,11 @@ from musictune.models import codec as codec  # known to transformers from here o
 
 MINI = Path(__file__).resolve().parent.parent / "bundled" / "mini" / "musicgen"
 CONCEPTS = "musictune_concepts.json"
+NETWORKS = {
+    "musicgen": MusicgenForConditionalGeneration,
+    "musicgen_melody": MusicgenMelodyForConditionalGeneration,
+}
+"""What is read, by ``model_type`` in ``config.json``."""
 ALLOWED = "use mini, a local model folder, or a Hugging Face id such as facebook/musicgen-small"
 
 
@@ -47,44 +59,69 @@ def check(base: str) -> str:
     return base
 
 
-def read(base: str, dtype: torch.dtype) -> tuple[MusicgenForConditionalGeneration, Any]:
-    """The network and the tokenizer of ``base``.
+def kind(base: str) -> str:
+    """``model_type`` of ``base``, one of `NETWORKS`; fetches only ``config.json``.
 
     Raises:
-        InputError: see :func:`check`; also corrupt or incomplete weights, or no network.
+        InputError: see :func:`check`; also another kind of model, or no network.
     """
     place = check(base)
+    with _explained(base), quiet_transformers():
+        found: str = AutoConfig.from_pretrained(
+            place, trust_remote_code=False, local_files_only=Path(place).is_dir()
+        ).model_type
+    if found not in NETWORKS:
+        raise InputError(f"base {base} is a {found} model, not a MusicGen; {ALLOWED}")
+    return found
+
+
+def read(base: str, dtype: torch.dtype, wanted: str = "musicgen") -> tuple[Any, Any]:
+    """The network and the tokenizer of ``base``, which must be of the kind ``wanted``.
+
+    Raises:
+        InputError: see :func:`kind`; also corrupt or incomplete weights.
+    """
+    found = kind(base)
+    if found != wanted:
+        raise InputError(f"base {base} is a {found} model where a {wanted} model is needed")
+    place = check(base)
     local = Path(place).is_dir()
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-            if config.model_type != "musicgen":
-                raise InputError(f"base {base} is a {config.model_type} model, not a MusicGen")
-            network, loaded = MusicgenForConditionalGeneration.from_pretrained(
-                place,
-                config=config,
-                dtype=dtype,
-                use_safetensors=True,
-                weights_only=True,
-                trust_remote_code=False,
-                local_files_only=local,
-                output_loading_info=True,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(
-                place, trust_remote_code=False, local_files_only=local
-            )
-    except InputError:
-        raise
-    except SafetensorError as error:
-        raise InputError(f"base {base}: corrupt safetensors ({error}); fetch it again") from error
-    except Exception as error:  # transformers and the Hub client raise many kinds
-        raise _explained(base, local, error) from error
+    with _explained(base), quiet_transformers():
+        network, loaded = NETWORKS[wanted].from_pretrained(
+            place,
+            dtype=dtype,
+            use_safetensors=True,
+            weights_only=True,
+            trust_remote_code=False,
+            local_files_only=local,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            place, trust_remote_code=False, local_files_only=local
+        )
     if loaded["missing_keys"]:
         lost = sorted(loaded["missing_keys"])
         raise InputError(
             f"base {base} lacks {len(lost)} weights, the first {lost[0]}; fetch or save it again"
         )
     return network, tokenizer
+
+
+def read_preprocessor(base: str) -> dict[str, Any]:
+    """The fields of ``preprocessor_config.json``; none for a folder that has no such file.
+
+    Raises:
+        InputError: see :func:`check`; also a damaged file, or no network.
+    """
+    place = check(base)
+    local = Path(place).is_dir()
+    names = ("preprocessor_config.json", "processor_config.json")
+    if local and not any((Path(place) / name).is_file() for name in names):
+        return {}
+    with _explained(base), quiet_transformers():
+        fields: dict[str, Any]
+        fields, _ = FeatureExtractionMixin.get_feature_extractor_dict(place, local_files_only=local)
+    return fields
 
 
 def read_concepts(base: str) -> list[Concept]:
@@ -113,21 +150,28 @@ def _check_config(folder: Path) -> None:
     if not path.is_file():
         raise InputError(f"base {folder} has no config.json, so it is no model folder; {ALLOWED}")
     try:
-        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+        found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
         raise InputError(f"base {folder}: config.json is not a JSON object; {ALLOWED}") from error
-    if kind != "musicgen":
-        raise InputError(f"base {folder} is a {kind} model, not a MusicGen; {ALLOWED}")
+    if found not in NETWORKS:
+        raise InputError(f"base {folder} is a {found} model, not a MusicGen; {ALLOWED}")
     # Without either, transformers would make up a tokenizer that knows no word.
     if not any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")):
         raise InputError(f"base {folder} has no tokenizer.json; save its tokenizer there too")
 
 
-def _explained(base: str, local: bool, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    if local:
-        return InputError(f"base {base} cannot be loaded: {reason}")
-    return InputError(
-        f"base {base} is no folder here and could not be fetched from the Hugging Face Hub "
-        f"({reason}); check the name and the network, or use mini or a local folder"
-    )
+@contextlib.contextmanager
+def _explained(base: str) -> Iterator[None]:
+    """Inside, what transformers and the Hub client raise becomes one line."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise InputError(f"base {base}: corrupt safetensors ({error}); fetch it again") from error
+    except Exception as error:  # they raise many kinds
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if base == "mini" or Path(base).is_dir():
+            raise InputError(f"base {base} cannot be loaded: {reason}") from error
+        raise InputError(
+            f"base {base} is no folder here and could not be fetched from the Hugging Face Hub "
+            f"({reason}); check the name and the network, or use mini or a local folder"
+        ) from error

@@ -176,11 +176,17 @@ class SpectralCodec(PreTrainedModel):
         """Codes to latents."""
         return sum(book[level] for book, level in zip(self.codebooks, codes.unbind(1), strict=True))
 
-    def waveform(self, spectrum: Tensor) -> Tensor:
+    def waveform(self, spectrum: Tensor, begun: Tensor | None = None, held: int = 0) -> Tensor:
         """Compressed magnitudes to audio ``(clips, samples)`` by fast Griffin-Lim.
 
         Perraudin et al. 2013 with momentum 0.99. The start phase is that of a fixed seed: the same
         tokens always give the same bytes.
+
+        Args:
+            spectrum: ``(clips, frames, bins)``.
+            begun: ``(clips, samples)`` audio of the beginning; its frames start from its phase.
+            held: of its first samples, how many stay as they are, so that what follows continues
+                them. The few just after them may still step: fade there.
         """
         magnitude = spectrum.float().transpose(1, 2) ** (1 / self.config.compression)
         # The frame at the very end, which `spectrum` drops, is silence.
@@ -195,14 +201,27 @@ class SpectralCodec(PreTrainedModel):
         generator = torch.Generator().manual_seed(0)
         angle = torch.rand(magnitude.shape[1:], generator=generator) * (2 * torch.pi)
         phase = torch.polar(torch.ones_like(angle), angle).to(spectrum.device)
+
+        def analyse(wave: Tensor) -> Tensor:
+            return torch.stft(wave, pad_mode="constant", return_complex=True, **settings)
+
+        def synthesise(phase: Tensor) -> Tensor:
+            wave = torch.istft(magnitude * phase, length=samples, **settings)
+            if begun is None or not held:
+                return wave
+            return torch.cat([begun[..., :held].to(wave), wave[..., held:]], -1)
+
+        if begun is not None:
+            heard = analyse(F.pad(begun.to(magnitude), (0, samples - begun.shape[-1])))
+            heard = heard[..., : begun.shape[-1] // self.config.hop_length]
+            unheard = phase[..., heard.shape[-1] :].expand(len(heard), -1, -1)
+            phase = torch.cat([_unit(heard), unheard], -1)
         previous = torch.zeros((), device=spectrum.device)
         for _ in range(self.config.griffin_lim_iterations):
-            wave = torch.istft(magnitude * phase, length=samples, **settings)
-            rebuilt = torch.stft(wave, pad_mode="constant", return_complex=True, **settings)
-            ahead = rebuilt + 0.99 * (rebuilt - previous)
+            rebuilt = analyse(synthesise(phase))
+            phase = _unit(rebuilt + 0.99 * (rebuilt - previous))
             previous = rebuilt
-            phase = ahead / ahead.abs().clamp_min(1e-8)
-        return torch.istft(magnitude * phase, length=samples, **settings)
+        return synthesise(phase)
 
     # --- the interface of transformers' EnCodec ---
 
@@ -254,6 +273,11 @@ class SpectralCodec(PreTrainedModel):
             nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def _unit(spectrum: Tensor) -> Tensor:
+    """The phase of complex numbers."""
+    return spectrum / spectrum.abs().clamp_min(1e-8)
 
 
 AutoConfig.register(SpectralCodecConfig.model_type, SpectralCodecConfig, exist_ok=True)

@@ -12,9 +12,14 @@ if TYPE_CHECKING:
 def load_model(base: str | Path, device: str = "auto") -> MusicGen:
     """Load the base model ``base``: ``mini``, a local folder, or a Hugging Face id.
 
+    The class follows from ``model_type`` in its ``config.json``; no code of the base is run.
+
     Raises:
         InputError: unknown base or device, or files that are missing, corrupt or incomplete.
     """
-    from musictune.models.musicgen import MusicGen  # transformers takes seconds to import
+    from musictune.models import checkpoint  # transformers takes seconds to import
+    from musictune.models.melody import MusicGenMelody
+    from musictune.models.musicgen import MusicGen
 
-    return MusicGen.load(base, device)
+    kinds = {model.kind: model for model in (MusicGen, MusicGenMelody)}
+    return kinds[checkpoint.kind(str(base))].load(base, device)

@@ -11,9 +11,9 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +25,11 @@ from musictune.console import quiet_transformers
 from musictune.data.concepts import Concept, expand
 from musictune.errors import InputError
 from musictune.files import system_errors
+from musictune.kernels.codebook_loss import codebook_loss
 from musictune.models import checkpoint
 from musictune.models.base import Batch, MusicModel
 from musictune.models.devices import find_device
+from musictune.models.heads import plain_heads
 
 
 class MusicGen(MusicModel):
@@ -42,6 +44,9 @@ class MusicGen(MusicModel):
         codebooks: rows of ``Batch.codes``; a stereo decoder has left and right interleaved.
         channels: 1 or 2.
     """
+
+    kind: ClassVar[str] = "musicgen"
+    """``model_type`` in the ``config.json`` of the bases that this class loads."""
 
     targets = r"self_attn\.(q|k|v|out)_proj$"
 
@@ -83,7 +88,7 @@ class MusicGen(MusicModel):
             InputError: unknown base or device, or files that are missing, corrupt or incomplete.
         """
         target = find_device(device)
-        network, tokenizer = checkpoint.read(str(base), dtype or torch.float32)
+        network, tokenizer = checkpoint.read(str(base), dtype or torch.float32, cls.kind)
         model = cls(network, tokenizer, str(base))
         model.concepts = checkpoint.read_concepts(str(base))
         return model.to(target)
@@ -222,12 +227,19 @@ class MusicGen(MusicModel):
         batch = batch.to(self.device)
         inputs, targets, mask = self.delay(batch.codes, batch.lengths, self.pad)
         states, heard = self.condition(batch.texts)
-        logits = self.backbone(
-            input_ids=inputs.flatten(0, 1),
-            encoder_hidden_states=states,
-            encoder_attention_mask=heard,
-            use_cache=False,
-        ).logits
+        given = {
+            "input_ids": inputs.flatten(0, 1),
+            "encoder_hidden_states": states,
+            "encoder_attention_mask": heard,
+            "use_cache": False,
+        }
+        steps = inputs.shape[-1]  # what stands before the codes has no targets
+        if (heads := plain_heads(self.backbone, _half_states)) is not None:
+            if _half_states in self.backbone._forward_pre_hooks.values():
+                _half_states(self.backbone, (), given)
+            hidden = self.network.decoder.model(**given).last_hidden_state
+            return codebook_loss(hidden[:, -steps:], heads, targets, mask)
+        logits = self.backbone(**given).logits[:, -steps:]
         # Half precision would lose the small differences that tuning makes.
         each = F.cross_entropy(
             logits.float().transpose(1, 2),
@@ -271,28 +283,42 @@ class MusicGen(MusicModel):
 
         :class:`musictune.generation.Engine` does the same with a seed per clip and all options.
         """
-        frames, delay = self.frames(seconds), self.codebooks // self.channels
         ids, mask = self.tokens(prompts)
+        return self._generated(prompts, seconds, seed, [{"input_ids": ids, "attention_mask": mask}])
+
+    def _generated(
+        self,
+        prompts: Sequence[str],
+        seconds: float,
+        seed: int,
+        inputs: Iterable[dict[str, Tensor]],
+    ) -> tuple[Batch, list[Clip]]:
+        """What ``generate`` makes of each of ``inputs``, which together are all the prompts."""
+        frames, delay = self.frames(seconds), self.codebooks // self.channels
         # generate() drops its delay pattern for music shorter than the delays: make more and cut.
         steps = max(frames, delay) + delay - 1
         cuda = [self.device] if self.device.type == "cuda" else []
         was_training = self.training
-        with torch.random.fork_rng(cuda), _spied(self.network.audio_encoder) as decoded:
+        rows: list[Tensor] = []
+        waves: list[Tensor] = []
+        with torch.random.fork_rng(cuda):
             torch.manual_seed(seed)
             self.eval()
             try:
-                waves = self.network.generate(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    do_sample=True,
-                    temperature=1.0,
-                    top_k=250,
-                    guidance_scale=3.0,
-                    max_new_tokens=steps,
-                )
+                for part in inputs:
+                    with _spied(self.network.audio_encoder) as decoded:
+                        waves += self.network.generate(
+                            **part,
+                            do_sample=True,
+                            temperature=1.0,
+                            top_k=250,
+                            guidance_scale=3.0,
+                            max_new_tokens=steps,
+                        )
+                    rows.append(torch.stack(decoded, 2).flatten(1, 2))
             finally:
                 self.train(was_training)
-        codes = torch.stack(decoded, 2).flatten(1, 2)[..., :frames]
+        codes = torch.cat(rows)[..., :frames]
         samples = math.ceil(frames / self.frame_rate * self.sample_rate)
         lengths = torch.full((len(prompts),), frames, device=codes.device)
         clips = [

@@ -12,18 +12,27 @@ from transformers import (
     GenerationConfig,
     MusicgenConfig,
     MusicgenForConditionalGeneration,
+    MusicgenMelodyConfig,
+    MusicgenMelodyForConditionalGeneration,
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
 )
 from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
 from transformers.models.musicgen.modeling_musicgen import MusicgenForCausalLM
+from transformers.models.musicgen_melody.configuration_musicgen_melody import (
+    MusicgenMelodyDecoderConfig,
+)
+from transformers.models.musicgen_melody.modeling_musicgen_melody import MusicgenMelodyForCausalLM
 
 from musictune.console import quiet_transformers
 
 CODEBOOK = 64
 """Entries per codebook; the id after the last stands for start and padding."""
 
+_SPECIAL: dict[str, Any] = dict.fromkeys(
+    ("pad_token_id", "bos_token_id", "decoder_start_token_id"), CODEBOOK
+)
 _WORDS = """
 a an and the in of with for at by on to by music song track piece tune melody rhythm beat bass
 piano guitar violin cello flute organ drums drum strings brass choir synth bell harp orchestra
@@ -61,10 +70,47 @@ def toy_network(vocabulary: int, channels: int) -> MusicgenForConditionalGenerat
     """
     with quiet_transformers(), torch.random.fork_rng([]):
         torch.manual_seed(0)
-        return _build(vocabulary, channels)
+        text, codec, encodec = _ends(vocabulary)
+        decoder = MusicgenDecoderConfig(**_decoder(channels), add_cross_attention=True)
+        network = MusicgenForConditionalGeneration(
+            config=MusicgenConfig(
+                text_encoder=text, audio_encoder=codec, decoder=decoder, initializer_factor=0.3
+            ),
+            text_encoder=T5EncoderModel(text),
+            audio_encoder=encodec,
+            decoder=MusicgenForCausalLM(decoder),
+        )
+    return _ready(network)
 
 
-def _build(vocabulary: int, channels: int) -> MusicgenForConditionalGeneration:
+def toy_melody_network(vocabulary: int, channels: int) -> MusicgenMelodyForConditionalGeneration:
+    """The same with a decoder that reads melody and text as the beginning of its sequence.
+
+    Args:
+        vocabulary: size of the tokenizer's.
+        channels: 1, or 2 for a stereo decoder.
+    """
+    with quiet_transformers(), torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        text, codec, encodec = _ends(vocabulary)
+        decoder = MusicgenMelodyDecoderConfig(**_decoder(channels))
+        network = MusicgenMelodyForConditionalGeneration(
+            config=MusicgenMelodyConfig(
+                text_encoder=text,
+                audio_encoder=codec,
+                decoder=decoder,
+                chroma_length=16,
+                initializer_factor=0.3,
+            ),
+            text_encoder=T5EncoderModel(text),
+            audio_encoder=encodec,
+            decoder=MusicgenMelodyForCausalLM(decoder),
+        )
+    return _ready(network)
+
+
+def _ends(vocabulary: int) -> tuple[T5Config, EncodecConfig, EncodecModel]:
+    """What is before and after the decoder."""
     text = T5Config(
         vocab_size=vocabulary,
         d_model=12,
@@ -87,10 +133,13 @@ def _build(vocabulary: int, channels: int) -> MusicgenForConditionalGeneration:
         kernel_size=3,
         last_kernel_size=3,
     )
-    special: dict[str, Any] = dict.fromkeys(
-        ("pad_token_id", "bos_token_id", "decoder_start_token_id"), CODEBOOK
-    )
-    decoder = MusicgenDecoderConfig(
+    encodec = EncodecModel(codec)
+    _open_ears(encodec)
+    return text, codec, encodec
+
+
+def _decoder(channels: int) -> dict[str, Any]:
+    return dict(
         vocab_size=CODEBOOK,
         hidden_size=16,
         num_hidden_layers=2,
@@ -102,21 +151,13 @@ def _build(vocabulary: int, channels: int) -> MusicgenForConditionalGeneration:
         # The usual 0.02 makes so small a network deaf to its text and its own past.
         initializer_factor=0.3,
         is_decoder=True,
-        add_cross_attention=True,
-        **special,
+        **_SPECIAL,
     )
-    encodec = EncodecModel(codec)
-    _open_ears(encodec)
-    network = MusicgenForConditionalGeneration(
-        config=MusicgenConfig(
-            text_encoder=text, audio_encoder=codec, decoder=decoder, initializer_factor=0.3
-        ),
-        text_encoder=T5EncoderModel(text),
-        audio_encoder=encodec,
-        decoder=MusicgenForCausalLM(decoder),
-    )
+
+
+def _ready(network: Any) -> Any:
     network.generation_config = GenerationConfig(
-        do_sample=True, guidance_scale=3.0, max_length=500, **special
+        do_sample=True, guidance_scale=3.0, max_length=500, **_SPECIAL
     )
     return network.eval()
 

@@ -42,6 +42,7 @@ def doctor(
         _versions,
         _audio,
         _device,
+        _precision,
         _disk,
         _soundfont,
         lambda: _base(base),
@@ -133,6 +134,24 @@ def _device() -> list[Finding]:
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
         return [(True, f"device cuda: {name}, {memory:.0f} GB; {cores} cores")]
     return [(True, f"device cpu: {cores} cores, {torch.get_num_threads()} threads")]
+
+
+def _precision() -> list[Finding]:
+    """What ``--precision auto`` means here, and why."""
+    import torch
+
+    from musictune.generation.precision import PRECISIONS, find_precision, has_amx, has_fbgemm
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        triton = importlib.util.find_spec("triton") is not None
+        kernels = "Triton kernels" if triton else "plain torch: install musictune[gpu] for kernels"
+        return [(True, f"music is made in {find_precision('auto', device)}, {kernels}")]
+    units = [torch.backends.cpu.get_cpu_capability()]
+    units += ["AMX"] if has_amx() else []
+    there = [p for p in PRECISIONS if has_fbgemm() or p not in ("float16", "int8")]
+    chosen = f"music is made in {find_precision('auto', device)} ({', '.join(units)})"
+    return [(True, f"{chosen}; --precision takes {', '.join(there)}")]
 
 
 def _disk() -> list[Finding]:

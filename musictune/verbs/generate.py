@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from musictune.data.concepts import Concept
+    from musictune.generation.writing import Recording
     from musictune.methods.composition import Addition, Depth
 
 
@@ -41,7 +42,12 @@ def generate(
         ),
     ] = None,
     base: Annotated[str, typer.Option(help="mini, a model folder, or a Hugging Face id.")] = "mini",
-    seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 10.0,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            help="Length of each clip, up to an hour; with --continue, of the new music alone."
+        ),
+    ] = 10.0,
     count: Annotated[int, typer.Option(help="Clips of each prompt.")] = 1,
     seed: Annotated[
         int, typer.Option(help="Of each prompt's first clip; the next has one more.")
@@ -54,7 +60,39 @@ def generate(
     guidance: Annotated[
         float, typer.Option(help="How strictly to follow the prompt; 1: not at all extra.")
     ] = 3.0,
+    going_on: Annotated[
+        Path | None, typer.Option("--continue", help="A recording that the music goes on from.")
+    ] = None,
+    part: Annotated[
+        str, typer.Option("--from", metavar="START:END", help="Part of it, in seconds; 5: or :8.")
+    ] = ":",
+    only_new: Annotated[
+        bool, typer.Option("--only-new", help="Write what follows the recording, not the whole.")
+    ] = False,
+    filled: Annotated[
+        Path | None, typer.Option("--infill", help="A recording in which to fill a gap.")
+    ] = None,
+    gap: Annotated[
+        str | None, typer.Option(metavar="START:END", help="Where the gap is, in seconds.")
+    ] = None,
+    candidates: Annotated[
+        int, typer.Option(help="Fillings to choose from: the one that what follows fits best.")
+    ] = 8,
+    overlap: Annotated[
+        float | None,
+        typer.Option(
+            help="Music longer than the base knows is played in windows: seconds of the one "
+            "before that each hears; a third of a window if not given."
+        ),
+    ] = None,
+    redraws: Annotated[
+        int, typer.Option(help="How often to redraw a window whose beginning stands out.")
+    ] = 2,
     batch: Annotated[int, typer.Option(help="Clips made at once; fewer need less memory.")] = 8,
+    precision: Annotated[
+        str,
+        typer.Option(help="auto, float32, float16, bfloat16; int8: fastest on CPUs, rougher."),
+    ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     format_: Annotated[Format, typer.Option("--format", help="Of the files.")] = Format.wav,
     overwrite: Annotated[
@@ -73,12 +111,21 @@ def generate(
 
     Several adapters add up, each with its weight; of pivotal ones it is said how much their masks
     overlap.
+
+    Music goes on from a recording, or fills a gap in one:
+
+        musictune generate "jazz piano" --continue take.wav --from :8 --seconds 20
+        musictune generate "jazz piano" --infill take.wav --gap 4.2:6
     """
     from musictune import console
     from musictune.files import check_target
-    from musictune.generation.engine import check_seconds
+    from musictune.generation.engine import Engine, check_seconds
     from musictune.generation.folder import write_music
+    from musictune.generation.longform import LongForm
+    from musictune.generation.precision import find_precision
+    from musictune.generation.request import Request
     from musictune.generation.sampling import Sampling
+    from musictune.generation.writing import write_requests
     from musictune.methods import load_adapter
     from musictune.methods.adapter import live_methods
     from musictune.methods.composition import Addition, Depth, check_together
@@ -94,31 +141,90 @@ def generate(
     scale = Depth.read(depth) if depth is not None else None
     check_together([each.folder for each in adapters])
     place = Path(checkpoint.check(base))
-    find_device(device)
-    check_target(out, overwrite=overwrite, inputs=[place, *(each.folder for each in adapters)])
+    find_precision(precision, find_device(device))
+    recording = _recording(going_on, part, only_new, filled, gap, candidates)
+    inputs = [place, *(each.folder for each in adapters)]
+    inputs += [recording.path] if recording else []
+    check_target(out, overwrite=overwrite, inputs=inputs)
     for line in overlap_notes([each.folder for each in adapters]):
         console.note(line)
 
     model = load_model(base, device)
-    check_seconds(seconds, model.max_seconds)
     # What stays attached comes last: the layers of the others would no longer be plain.
     for each in sorted(adapters, key=lambda each: bool(live_methods(each.folder))):
         concepts = load_adapter(model, each.folder, each.weight, scale)
         _remark_unused(concepts, wanted, each.folder)
-    files = write_music(
-        model,
-        wanted,
-        out,
-        seconds=seconds,
-        count=count,
-        seed=seed,
-        sampling=sampling,
-        batch=batch,
-        suffix=format_.value,
-        adapters=[_facts(each, scale) for each in adapters],
-        overwrite=overwrite,
-    )
-    console.say(f"{len(files)} clips of {seconds:g} s in {out}")
+    made_with = [_facts(each, scale) for each in adapters]
+    if recording or seconds > model.max_seconds:
+        long = LongForm(Engine(model, precision), overlap, redraws)
+        requests = [
+            Request(text, seconds, seed + i, sampling) for text in wanted for i in range(count)
+        ]
+        if seconds > model.max_seconds and not filled:
+            long.check(requests[0])
+            console.note(long.describe(seconds))
+        files = write_requests(
+            long,
+            requests,
+            out,
+            facts=[{"adapters": made_with, "precision": long.engine.precision}] * len(requests),
+            recording=recording,
+            batch=batch,
+            suffix=format_.value,
+            overwrite=overwrite,
+        )
+    else:
+        files = write_music(
+            model,
+            wanted,
+            out,
+            seconds=seconds,
+            count=count,
+            seed=seed,
+            sampling=sampling,
+            batch=batch,
+            precision=precision,
+            suffix=format_.value,
+            adapters=made_with,
+            overwrite=overwrite,
+        )
+    length = "with the gap filled" if filled else f"of {seconds:g} s"
+    console.say(f"{len(files)} clips {length} in {out}")
+
+
+def _recording(
+    going_on: Path | None,
+    part: str,
+    only_new: bool,
+    filled: Path | None,
+    gap: str | None,
+    candidates: int,
+) -> Recording | None:
+    """The recording that was named, checked before any work is done."""
+    from musictune.audio import info
+    from musictune.errors import InputError
+    from musictune.generation.continuing import parse_span
+    from musictune.generation.writing import Recording
+
+    if going_on and filled:
+        raise InputError("--continue and --infill are two things; give one of them")
+    if (part != ":" or only_new) and not going_on:
+        raise InputError("--from and --only-new need --continue FILE, a recording to go on from")
+    if bool(gap) != bool(filled):
+        raise InputError("--infill FILE and --gap START:END need each other")
+    if candidates < 1:
+        raise InputError(f"candidates {candidates} must be at least 1")
+    if filled and gap:
+        start, end = parse_span(gap, "gap")
+        length = info(filled).seconds
+        if end is None or end > length:
+            raise InputError(f"gap {gap} must end within the {length:.2f} s of {filled}")
+        return Recording(filled, start, end, candidates)
+    if going_on:
+        start, end = parse_span(part, "from")
+        info(going_on)
+        return Recording(going_on, start, end, only_new=only_new)
+    return None
 
 
 def _prompts(given: list[str], path: Path | None) -> list[str]:

@@ -49,8 +49,7 @@ def merge(
     from musictune.methods.composition import Addition, Depth, check_together
     from musictune.methods.overlap import overlap_notes
     from musictune.methods.storage import load_json
-    from musictune.models import checkpoint
-    from musictune.models.musicgen import MusicGen
+    from musictune.models import checkpoint, load_model
 
     if not math.isfinite(weight):
         raise InputError(f"weight {weight} must be a number, such as 0.7")
@@ -68,7 +67,7 @@ def merge(
     check_target(out, overwrite=overwrite, inputs=[*folders, Path(checkpoint.check(name))])
     for line in overlap_notes(folders):
         note(line)
-    model = MusicGen.load(name, "cpu")
+    model = load_model(name, "cpu")
     concepts = [
         concept
         for adapter in adapters

@@ -171,9 +171,8 @@ def _one_or_all(values: list[str] | None) -> list[str] | str | None:
 
 
 def _run(recipe: Recipe, out: Path, device: str, resume: bool, overwrite: bool) -> Result:
-    from musictune.models import checkpoint
+    from musictune.models import checkpoint, load_model
     from musictune.models.devices import find_device
-    from musictune.models.musicgen import MusicGen
     from musictune.training.run import check_out, needs_judges, tune
 
     checkpoint.check(recipe.run.base)
@@ -181,7 +180,7 @@ def _run(recipe: Recipe, out: Path, device: str, resume: bool, overwrite: bool) 
     check_out(out, recipe, resume=resume, overwrite=overwrite)
     # Before the base: a CLAP that cannot be used is said at once.
     judges = _judges(recipe.run.embedder) if needs_judges(recipe) else None
-    model = MusicGen.load(recipe.run.base, device)
+    model = load_model(recipe.run.base, device)
     return tune(
         model,
         Path(recipe.run.clips) if recipe.run.clips else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -23,9 +24,10 @@ from musictune.models.musicgen import MusicGen
 FIRST, PIECE = 25, 25  # frames of the toy that the first piece needs, and frames of each later one
 
 
+@functools.cache
 @torch.no_grad()
 def toy(channels: int = 1, gain: float = 0.2) -> MusicGen:
-    """The toy at a level where nothing is louder than full scale."""
+    """The toy at a level where nothing is louder than full scale; never changed by a test."""
     model = MusicGen.toy(channels)
     last = model.network.audio_encoder.decoder.layers[-1].conv
     last.parametrizations.weight.original0.mul_(gain)
@@ -86,18 +88,15 @@ def test_the_first_piece_comes_after_half_a_second() -> None:
     assert decoder.wanted == FIRST + PIECE
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(frames=st.integers(1, 90), ends=st.lists(st.integers(0, 90), max_size=6))
 def test_how_often_codes_are_pushed_changes_nothing(frames: int, ends: list[int]) -> None:
-    model = _MODEL
+    model = toy()
     codes = random_codes(model, frames)
     once = streamed(model, codes, [])
     often = streamed(model, codes, sorted(min(end, frames) for end in ends))
     assert torch.equal(once, often)
     assert once.shape[-1] == StreamDecoder(model).samples(frames)
-
-
-_MODEL = toy()
 
 
 def test_music_that_is_too_loud_is_turned_down_and_stays_down() -> None:
@@ -129,7 +128,7 @@ def test_fewer_codes_than_before_are_refused() -> None:
 
 def spectral() -> MusicGen:
     """The toy with a small codec of the bundled kind."""
-    model = toy()
+    model = MusicGen.toy()
     torch.manual_seed(0)
     config = SpectralCodecConfig(
         sampling_rate=16_000,
@@ -235,7 +234,7 @@ def test_who_stops_listening_stops_the_music(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_bad_requests_and_bad_weights_are_named() -> None:
-    model = toy()
+    model = MusicGen.toy()
     with pytest.raises(InputError, match="0 seconds"):
         next(stream_clip(Engine(model), Request("slow piano", 0.0)))
     with torch.no_grad():

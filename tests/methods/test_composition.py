@@ -146,7 +146,8 @@ def test_what_cannot_be_merged_stays_attached_with_its_weight(name: str, tmp_pat
         assert not trained_parameters(model)
         with torch.no_grad():
             outputs[weight] = model.nll(batch())
-    assert torch.equal(outputs[0.0], base().nll(batch()))
+    with torch.no_grad():  # with gradients the loss is summed in another order
+        assert torch.equal(outputs[0.0], base().nll(batch()))
     assert not torch.equal(outputs[1.0], outputs[0.5]) and not torch.equal(outputs[0.5], outputs[0])
     with pytest.raises(InputError, match=f"cannot be scaled by depth: {name}"):
         load_adapter(toy(), tmp_path, 1.0, Depth(0, 1))

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 
 from musictune.errors import InputError
-from musictune.generation import Engine
-from musictune.generation.sampling import Sampling
 from musictune.methods import attach_adapter, load_adapter, methods, save_adapter
 from musictune.methods.base import TuningMethod, trained_parameters
 from musictune.methods.bottleneck import Bottleneck
@@ -25,7 +23,6 @@ from musictune.methods.prefix import Prefix
 from musictune.methods.prompt import PromptTuning
 from musictune.methods.scale_shift import ScaleShift
 from musictune.models.base import Batch, MusicModel
-from musictune.models.musicgen import MusicGen, _spied
 from tests.methods.toys import base, toy
 
 PEFT_KINDS: dict[str, dict[str, object]] = {
@@ -217,27 +214,6 @@ def test_what_cannot_be_merged_is_loaded_live_and_scaled(case: str, tmp_path: Pa
     assert torch.allclose(heard[1.0], output(model, given), atol=1e-6)
     assert not torch.allclose(heard[0.5], heard[0.0], atol=1e-6)
     assert not torch.allclose(heard[0.5], heard[1.0], atol=1e-6)
-
-
-def test_music_made_live_is_that_of_transformers(case: str) -> None:
-    """Greedy, with a cache, by our loop and by the library's."""
-    model, _ = attached(case)
-    learn(model)
-    assert isinstance(model, MusicGen)
-    prompts, frames = ["a zorblax piano", "slow bright guitar"], 12
-    ids, mask = model.tokens(prompts)
-    with torch.no_grad(), _spied(model.network.audio_encoder) as decoded:
-        model.network.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            do_sample=False,
-            guidance_scale=3.0,
-            max_new_tokens=frames + 3,
-        )
-    theirs = torch.stack(decoded, 2).flatten(1, 2)
-    sampling = Sampling(top_k=1, guidance=3.0)
-    ours, _ = Engine(model).rollout(prompts, frames / model.frame_rate, 0, sampling)
-    assert torch.equal(ours.codes, theirs)
 
 
 def test_one_batch_overfits(case: str) -> None:

@@ -87,3 +87,21 @@ def test_padding_is_silenced(codec: SpectralCodec) -> None:
     mask[..., 3200:] = 0
     expected = codec.encode(wave * mask).audio_codes
     assert torch.equal(codec.encode(wave, mask).audio_codes, expected)
+
+
+def test_audio_given_out_is_held_and_continued(codec: SpectralCodec) -> None:
+    whole = codec.spectrum(tone(440.0)[None])
+    begun = codec.waveform(whole)[:, : 12 * 320]
+    held = 8 * 320
+    going_on = codec.waveform(whole, begun, held)
+    assert going_on.shape == (1, whole.shape[1] * 320)
+    assert torch.equal(going_on[:, :held], begun[:, :held])
+    # A tone goes on without a step in its phase: nothing but the tone is there around the seam.
+    near = going_on[0, held - 512 : held + 512] * torch.hann_window(1024)
+    power = torch.fft.rfft(near).abs().square()
+    assert power.argmax() == round(440 * 1024 / RATE)
+    own = codec.waveform(whole, -begun, 0)[0, held - 512 : held + 512] * torch.hann_window(1024)
+    apart = torch.cat([near[:512], own[512:]])
+    away = torch.ones_like(power).index_fill(0, torch.arange(20, 37), 0).bool()
+    broken = torch.fft.rfft(apart).abs().square()
+    assert power[away].sum() / power.sum() < 0.2 * broken[away].sum() / broken.sum()

@@ -38,6 +38,7 @@ def test_a_healthy_machine_passes() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert "BAD" not in result.stdout
     assert "base mini" in result.stdout
+    assert "music is made in" in result.stdout
 
 
 def test_doctor_finds_a_broken_torchaudio(broken_torchaudio: dict[str, str]) -> None:
