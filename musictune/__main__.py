@@ -28,7 +28,8 @@ _Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no remarks."
 _Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 _PANELS = {
-    "Everyday": ("demo", "prepare", "tune", "generate", "evaluate", "merge", "export", "doctor"),
+    "Everyday": ("demo", "prepare", "tune", "generate", "serve", "evaluate")
+    + ("merge", "export", "doctor"),
     "Making a base model": ("compose", "pretrain"),
     "Measuring": ("bench", "overlap"),
 }

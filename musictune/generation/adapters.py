@@ -20,7 +20,7 @@ from torch import Tensor
 from musictune.data.concepts import Concept
 from musictune.errors import InputError
 from musictune.generation.adapter_reading import Adapter, Product, Words, read_adapter
-from musictune.generation.deltas import Delta
+from musictune.generation.deltas import Delta, together
 from musictune.models.musicgen import MusicGen
 
 if TYPE_CHECKING:
@@ -115,16 +115,16 @@ class AdapterSet:
             heard: made of ``states`` by the base.
             states: ``(rows, tokens, width)``.
         """
-        flat = states.flatten(0, 1).float()
+        given = states.float()
         for (layer, product), each in self._known[name].deltas.items():
             held = {"cross_key": heard.keys, "cross_value": heard.values}.get(product)
             if held is None:
                 continue
             rows, heads, tokens, size = held[layer].shape
-            made = flat.new_zeros((len(flat), heads * size))
+            made = given.new_zeros((rows, tokens, heads * size))
             for delta in each:
-                delta.add(flat, made)
-            held[layer] += made.view(rows, tokens, heads, size).transpose(1, 2)
+                delta.add(given, made)
+            held[layer] += made.unflatten(2, (heads, size)).transpose(1, 2)
 
     def mix(self, names: Sequence[str | None], decoder: Decoder) -> Mix | None:
         """What a step of these clips adds to the products with ``decoder``'s matrices.
@@ -165,10 +165,10 @@ class Mix:
         groups: Sequence[tuple[list[int], Mapping[Product, list[Delta]]]],
         decoder: Decoder,
     ) -> None:
-        self._clips, self._groups = clips, groups
-        self._width, self._device = decoder.width, decoder.device
+        self._clips, self._width = clips, decoder.width
         self._unscale = _unscale(decoder)
-        self._rows: dict[int, list[slice | Tensor]] = {}
+        self._device, self._groups = decoder.device, groups
+        self._deltas: dict[Product, list[tuple[slice | Tensor, list[Delta]]]] = {}
 
     def add(self, layer: int, name: str, x: Tensor, made: Tensor) -> Tensor:
         """``made`` ``(rows, out)`` with what adapters make of ``x`` ``(rows, in)``; changes it.
@@ -180,38 +180,44 @@ class Mix:
             made: by the base.
         """
         key = layer, name
-        if not any(key in changes for _, changes in self._groups):
+        groups = self._deltas.get(key)
+        if groups is None:
+            groups = self._deltas[key] = self._grouped(key)
+        if not groups:
             return made
-        states, total = x.float(), made.float()
+        states = x.float().view(self._clips, -1, x.shape[1])
+        total = made.float().view(self._clips, -1, made.shape[1])
         unscale = self._unscale.get(key)
-        rows = self._of(len(x) // self._clips)
-        for where, (_, changes) in zip(rows, self._groups, strict=True):
-            if key not in changes:
-                continue
-            part = total[where]
+        for places, deltas in groups:
+            part = total[places]
             added = part if unscale is None else torch.zeros_like(part)
-            for delta in changes[key]:
-                delta.add(states[where], added)
+            for delta in deltas:
+                delta.add(states[places], added)
             if unscale is not None:
-                added[:, : self._width] *= unscale
+                added[..., : self._width] *= unscale
                 part += added
-            if not isinstance(where, slice):
-                total[where] = part
-        return total.to(made.dtype)
+            if not isinstance(places, slice):
+                total[places] = part
+        return total.view_as(made).to(made.dtype)
 
-    def _of(self, each: int) -> list[slice | Tensor]:
-        """The rows of each group, ``each`` per clip."""
-        if each not in self._rows:
-            self._rows[each] = [_rows(where, each, self._device) for where, _ in self._groups]
-        return self._rows[each]
+    def _grouped(self, key: Product) -> list[tuple[slice | Tensor, list[Delta]]]:
+        """By adapter; or all together where that is faster."""
+        held = [(places, changes[key]) for places, changes in self._groups if key in changes]
+        if len(held) > 1 and all(len(deltas) == 1 for _, deltas in held):
+            each = sorted(
+                ((place, deltas[0]) for places, deltas in held for place in places),
+                key=lambda pair: pair[0],
+            )
+            if (one := together([delta for _, delta in each])) is not None:
+                return [(_span([place for place, _ in each], self._device), [one])]
+        return [(_span(places, self._device), deltas) for places, deltas in held]
 
 
-def _rows(places: list[int], each: int, device: torch.device) -> slice | Tensor:
-    first, last = places[0], places[-1]
-    if last - first + 1 == len(places):
-        return slice(first * each, (last + 1) * each)
-    index = torch.tensor(places)[:, None] * each + torch.arange(each)
-    return index.flatten().to(device)
+def _span(places: list[int], device: torch.device) -> slice | Tensor:
+    """Neighbours are seen in place."""
+    if places[-1] - places[0] + 1 == len(places):
+        return slice(places[0], places[-1] + 1)
+    return torch.tensor(places, device=device)
 
 
 def _unscale(decoder: Decoder) -> dict[Product, float]:

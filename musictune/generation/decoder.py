@@ -18,16 +18,7 @@ from torch import Tensor, nn
 
 from musictune.generation.attend import DevicePlaces, Places, attend
 from musictune.generation.cache import Cache
-from musictune.generation.packing import (
-    Apart,
-    Live,
-    Plain,
-    Product,
-    dense,
-    dtype_of,
-    pack,
-    product,
-)
+from musictune.generation.packing import Apart, Live, Packer, Plain, Product, dtype_of
 from musictune.generation.precision import Precision
 from musictune.kernels import attention as kernels
 
@@ -76,7 +67,7 @@ class Heard:
 class Block:
     """One attention block's products, and what tuning methods added to it."""
 
-    def __init__(self, attention: Any, precision: Precision, crossed: bool) -> None:
+    def __init__(self, attention: Any, packer: Packer, crossed: bool) -> None:
         self.module = attention
         self.heads: int = attention.num_heads
         self.memories = list(getattr(attention, "memories", {}).values())
@@ -87,23 +78,23 @@ class Block:
         parts = [attention.q_proj] if crossed else [attention.q_proj, attention.k_proj]
         parts = parts if crossed else [*parts, attention.v_proj]
         scale = self.scale if self.folded else 1.0
-        self.project: Product = pack(parts, precision, scale) or Apart(parts, scale)
-        self.out: Product = _packed(attention.out_proj, precision)
+        self.project: Product = packer.pack(parts, scale) or Apart(parts, scale)
+        self.out: Product = _packed(attention.out_proj, packer)
 
 
 class Layer:
     """One decoder layer."""
 
-    def __init__(self, layer: Any, precision: Precision, crossed: bool, state: torch.dtype) -> None:
+    def __init__(self, layer: Any, packer: Packer, crossed: bool, state: torch.dtype) -> None:
         self.norm = _norm(layer.self_attn_layer_norm, state)
         self.final_norm = _norm(layer.final_layer_norm, state)
-        self.attention = Block(layer.self_attn, precision, crossed=False)
+        self.attention = Block(layer.self_attn, packer, crossed=False)
         self.cross: Block | None = None
         if crossed:
             self.cross_norm = _norm(layer.encoder_attn_layer_norm, state)
-            self.cross = Block(layer.encoder_attn, precision, crossed=True)
-        self.up = _packed(layer.fc1, precision)
-        self.down = _packed(layer.fc2, precision)
+            self.cross = Block(layer.encoder_attn, packer, crossed=True)
+        self.up = _packed(layer.fc1, packer)
+        self.down = _packed(layer.fc2, packer)
         self.activation: Callable[[Tensor], Tensor] = layer.activation_fn
 
 
@@ -112,7 +103,7 @@ class Decoder:
 
     Args:
         backbone: transformers' ``MusicgenForCausalLM`` or its melody twin, adapters and all.
-        precision: of the packed weights.
+        packer: that packs its weights.
 
     Attributes:
         crossed: whether texts are heard by cross-attention; else they stand before the music.
@@ -121,9 +112,9 @@ class Decoder:
     """
 
     @torch.no_grad()
-    def __init__(self, backbone: Any, precision: Precision) -> None:
+    def __init__(self, backbone: Any, packer: Packer) -> None:
         config, decoder = backbone.config, backbone.model.decoder
-        self.precision: Precision = precision
+        precision = packer.precision
         self.codebooks: int = config.num_codebooks
         self.width: int = config.hidden_size
         self.heads: int = config.num_attention_heads
@@ -132,10 +123,13 @@ class Decoder:
         self.state = torch.float32 if on_cpu else dtype_of(precision)
         self.kept = torch.bfloat16 if precision == "bfloat16" else self.state
         self.crossed = hasattr(decoder.layers[0], "encoder_attn")
-        self.layers = [Layer(each, precision, self.crossed, self.state) for each in decoder.layers]
+        with packer.one_model():
+            self.layers = [Layer(each, packer, self.crossed, self.state) for each in decoder.layers]
+            # int8 heads would blur the scores themselves.
+            careful: Precision = "float16" if precision == "int8" else precision
+            heads = list(backbone.lm_heads)
+            self._heads = packer.pack(heads, precision=careful) or Apart(heads, 1.0)
         self.last_norm = _norm(decoder.layer_norm, self.state)
-        # int8 heads would blur the scores themselves.
-        self._heads = _heads(backbone.lm_heads, "float16" if precision == "int8" else precision)
         tables = [table.weight.detach().to(self.state) for table in decoder.embed_tokens]
         self._table = torch.cat(tables)
         starts = torch.tensor([0, *(len(table) for table in tables[:-1])])
@@ -356,9 +350,10 @@ class Decoder:
         return table.to(self.device, self.state)
 
 
-def _packed(module: Any, precision: Precision) -> Product:
-    state = torch.float32 if next(module.parameters()).device.type == "cpu" else dtype_of(precision)
-    return pack([module], precision) or Live(module, state)
+def _packed(module: Any, packer: Packer) -> Product:
+    on_cpu = next(module.parameters()).device.type == "cpu"
+    state = torch.float32 if on_cpu else dtype_of(packer.precision)
+    return packer.pack([module]) or Live(module, state)
 
 
 class _Norm:
@@ -385,14 +380,3 @@ def normed(norm: Product, multiply: Product, x: Tensor) -> Tensor:
             x, norm.weight, norm.bias, multiply.weight, multiply.bias, norm.eps
         )
     return multiply(norm(x))
-
-
-def _heads(modules: Any, precision: Precision) -> Product:
-    """All heads as one product; each reads the same states."""
-    found = [dense(module) for module in modules]
-    plain = [part for part in found if part is not None]
-    if len(plain) < len(found):
-        return Apart(list(modules), 1.0)
-    weight = torch.cat([weight for weight, _ in plain])
-    bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in plain])
-    return product(weight, bias if bool(bias.any()) else None, precision)

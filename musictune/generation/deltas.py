@@ -1,22 +1,32 @@
 """Changes of a matrix that are added to its products, instead of to the matrix.
 
-Each is far cheaper to read than the matrix itself, and gives a row the same bits whatever other
-rows there are. Sums are fp32.
+Each is far cheaper to read than the matrix itself, and gives a clip the same bits whatever other
+clips there are. Sums are fp32.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from musictune.generation.packing import product
 from musictune.methods.sparse_change import SparseChange
+
+_ALIGNED = 16
+"""Outputs come in multiples of this: where rows start at other places in memory, the first clip's
+sums would differ in their last bit from those of the others."""
+
+
+_SMALL = 2**18
+"""Bytes of a delta up to which calling it costs more than reading it, so that the deltas of
+different clips had better be one: about 20 microseconds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +49,15 @@ class Part:
 class Delta(Protocol):
     """What one adapter adds to one product."""
 
-    def add(self, x: Tensor, made: Tensor) -> None:
-        """Add to ``made`` ``(rows, out)``, in place, what it makes of ``x`` ``(rows, in)``."""
+    nbytes: int
 
-    @property
-    def nbytes(self) -> int: ...
+    def add(self, x: Tensor, made: Tensor) -> None:
+        """Add to ``made`` what it makes of ``x``, in place.
+
+        Args:
+            x: ``(clips, rows, in)`` fp32.
+            made: ``(clips, rows, out)`` fp32.
+        """
 
 
 def deltas(parts: Sequence[Part], outputs: int, device: torch.device) -> list[Delta]:
@@ -75,6 +89,22 @@ def deltas(parts: Sequence[Part], outputs: int, device: torch.device) -> list[De
     return found
 
 
+def together(each: Sequence[Delta]) -> Delta | None:
+    """One delta for clips that have different ones, a clip each; None if each is better alone.
+
+    A clip gets the same bits from it.
+    """
+    if max(delta.nbytes for delta in each) > _SMALL:
+        return None
+    elements = [delta for delta in each if isinstance(delta, Elements)]
+    if len(elements) == len(each):
+        return Elements.beside(elements)
+    low = [delta for delta in each if isinstance(delta, LowRank)]
+    if len(low) == len(each) and len({delta.layout for delta in low}) == 1:
+        return LowRank.beside(low)
+    return None
+
+
 class Elements:
     """Single weights: one product with a matrix in compressed rows.
 
@@ -92,25 +122,45 @@ class Elements:
         columns = torch.cat([c.chosen.indices % width for _, c in ordered])
         values = torch.cat([c.entries * part.scale for part, c in ordered])
         starts = torch.searchsorted(rows, torch.arange(outputs + 1))
-        self._matrix = torch.sparse_csr_tensor(
-            starts.int(), columns.int(), values, (outputs, width), check_invariants=False
-        ).to(device)
-        self.nbytes = 4 * (2 * len(values) + outputs + 1)
+        self._set(starts.int().to(device), columns.int().to(device), values.to(device), width)
+
+    def _set(self, starts: Tensor, columns: Tensor, values: Tensor, width: int) -> None:
+        self._parts, shape = (starts, columns, values), (len(starts) - 1, width)
+        self._matrix = torch.sparse_csr_tensor(*self._parts, shape, check_invariants=False)
+        self.nbytes = 4 * sum(len(part) for part in self._parts)
+
+    @classmethod
+    def beside(cls, each: Sequence[Elements]) -> Elements:
+        """The matrices along the diagonal of one."""
+        made = cls.__new__(cls)
+        width = each[0]._matrix.shape[1]
+        starts, columns, values = zip(*(delta._parts for delta in each), strict=True)
+        before = itertools.accumulate((len(part) for part in values), initial=0)
+        begin = [part[:-1] + first for part, first in zip(starts, before, strict=False)]
+        end = starts[-1].new_tensor([sum(len(part) for part in values)])
+        moved = [part + index * width for index, part in enumerate(columns)]
+        made._set(torch.cat([*begin, end]), torch.cat(moved), torch.cat(values), width * len(each))
+        return made
 
     def add(self, x: Tensor, made: Tensor) -> None:
-        made += (self._matrix @ x.t()).t()
+        clips, rows, width = x.shape
+        if clips * width == self._matrix.shape[1]:
+            found = self._matrix @ x.transpose(1, 2).reshape(clips * width, rows)
+            made += found.view(clips, -1, rows).transpose(1, 2)
+        else:
+            made += (self._matrix @ x.flatten(0, 1).t()).t().view_as(made)
 
 
 class Rows:
     """Whole outputs."""
 
     def __init__(self, part: Part, change: SparseChange, device: torch.device) -> None:
-        self._product = product(change.values.to(device) * part.scale, None, "float32")
+        self._product = _Dense(change.values * part.scale, device)
         self._outputs = (change.chosen.indices + part.first).to(device)
         self.nbytes = 4 * change.values.numel()
 
     def add(self, x: Tensor, made: Tensor) -> None:
-        made.index_add_(1, self._outputs, self._product(x))
+        made.index_add_(2, self._outputs, self._product(x))
 
 
 class Columns:
@@ -118,36 +168,69 @@ class Columns:
 
     def __init__(self, parts: Sequence[tuple[Part, SparseChange]], device: torch.device) -> None:
         values = torch.cat([change.values * part.scale for part, change in parts])
-        self._product = product(values.to(device), None, "float32")
+        self._product = _Dense(values, device)
         self._inputs = parts[0][1].chosen.indices.to(device)
         first = parts[0][0].first
         self._outputs = slice(first, first + len(values))
         self.nbytes = 4 * values.numel()
 
     def add(self, x: Tensor, made: Tensor) -> None:
-        made[:, self._outputs] += self._product(x.index_select(1, self._inputs))
+        made[..., self._outputs] += self._product(x.index_select(2, self._inputs))
 
 
 class LowRank:
     """Two factors per layer; the first ones of all layers are one product."""
 
     def __init__(self, parts: Sequence[tuple[Part, Tensor, Tensor]], device: torch.device) -> None:
-        self._down = product(
-            torch.cat([a.to(device).float() for _, a, _ in parts]), None, "float32"
-        )
-        self._up = []
+        self._down = _Dense(torch.cat([a.float() for _, a, _ in parts]), device)
+        self._up: list[tuple[slice, slice, _Dense]] = []
         rank = 0
         for part, a, b in parts:
-            up = product(b.to(device).float() * part.scale, None, "float32")
             outputs = slice(part.first, part.first + len(b))
+            up = _Dense(b.float() * part.scale, device)
             self._up.append((slice(rank, rank + len(a)), outputs, up))
             rank += len(a)
         self.nbytes = sum(4 * (a.numel() + b.numel()) for _, a, b in parts)
 
+    @property
+    def layout(self) -> tuple[tuple[int, int, int], ...]:
+        """Ranks and outputs of the layers."""
+        return tuple((i.stop, o.start, o.stop) for i, o, _ in self._up)
+
+    @classmethod
+    def beside(cls, each: Sequence[LowRank]) -> LowRank:
+        """With the factors of all, which have one layout."""
+        made = cls.__new__(cls)
+        made._down = _Dense.beside([delta._down for delta in each])
+        ups = zip(*(delta._up for delta in each), strict=True)
+        made._up = [(*up[0][:2], _Dense.beside([dense for *_, dense in up])) for up in ups]
+        made.nbytes = sum(delta.nbytes for delta in each)
+        return made
+
     def add(self, x: Tensor, made: Tensor) -> None:
         low = self._down(x)
         for inner, outputs, up in self._up:
-            made[:, outputs] += up(low[:, inner].contiguous())
+            made[..., outputs] += up(low[..., inner])
+
+
+class _Dense:
+    """A product with an ``(out, in)`` matrix, apart for each clip; or with one for each."""
+
+    def __init__(self, weight: Tensor, device: torch.device) -> None:
+        self._out = len(weight)
+        whole = F.pad(weight, (0, 0, 0, -len(weight) % _ALIGNED))
+        self._weight = whole.t().contiguous().to(device)[None]
+
+    @classmethod
+    def beside(cls, each: Sequence[_Dense]) -> _Dense:
+        """The matrices of all, which have one shape."""
+        made = cls.__new__(cls)
+        made._out, made._weight = each[0]._out, torch.cat([dense._weight for dense in each])
+        return made
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``(clips, rows, in)`` to ``(clips, rows, out)``."""
+        return torch.bmm(x, self._weight.expand(len(x), -1, -1))[..., : self._out]
 
 
 def _alike(

@@ -14,6 +14,7 @@ from musictune.audio import Clip
 from musictune.errors import InputError
 from musictune.generation.adapters import AdapterSet
 from musictune.generation.decoder import Decoder
+from musictune.generation.packing import Packer
 from musictune.generation.precision import find_precision
 from musictune.generation.request import Request
 from musictune.generation.sampling import Sampling
@@ -42,11 +43,12 @@ class Engine:
         self.model = model
         self.precision = find_precision(precision, model.device)
         self.adapters = adapters or AdapterSet(model)
+        self._packer = Packer(self.precision)
 
     def decoder(self) -> Decoder:
-        """The model's decoder as it is now, packed."""
+        """The model's decoder as it is now; what did not change since is not packed again."""
         with _resting(self.model):
-            return Decoder(self.model.backbone, self.precision)
+            return Decoder(self.model.backbone, self._packer)
 
     def session(self, batch: int = 8, longest: float | None = None, guided: bool = True) -> Session:
         """See :class:`Session`."""

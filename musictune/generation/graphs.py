@@ -22,6 +22,9 @@ from musictune.kernels import sampling as kernels
 _BUCKET = 256
 """Positions by which the part of the cache that is looked at grows; a graph has one length."""
 
+_GRAPHS = 64
+"""Kept at most; the oldest makes room."""
+
 SAMPLED = -1
 """Stands in a column for a token that is to be drawn."""
 
@@ -115,6 +118,8 @@ class DeviceStep:
         nucleus = self._samplings if self._has_nucleus else None
         key = (clips, bucket, place, nucleus)
         if key not in self._graphs:
+            if len(self._graphs) >= _GRAPHS:  # users choose the samplings that make up a key
+                del self._graphs[next(iter(self._graphs))]
             self._graphs[key] = self._record(clips, bucket, heard)
             self.captured += 1
         self._graphs[key].replay()
@@ -137,7 +142,8 @@ class DeviceStep:
         ):
             held.copy_(before)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # A server decodes audio in another thread meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._run(clips, longest, heard)
         return graph
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -56,26 +57,64 @@ def dense(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     return weight, zero if bool(zero.any()) else None
 
 
-def pack(modules: Sequence[nn.Module], precision: Precision, scale: float = 1.0) -> Product | None:
-    """One product for layers that read the same input, their outputs one after another.
+class Packer:
+    """Packs layers, and knows again what it packed before: packing takes longer than looking.
 
     Args:
-        modules: the layers.
         precision: of the packed weights.
-        scale: multiplies the first layer's output.
-
-    Returns:
-        The product, or None if a layer is not affine and must be called as it is.
     """
-    parts = [dense(module) for module in modules]
-    found = [part for part in parts if part is not None]
-    if len(found) < len(parts):
-        return None
-    weights = [weight for weight, _ in found]
-    biases = [weight.new_zeros(len(weight)) if b is None else b for weight, b in found]
-    weights[0], biases[0] = weights[0] * scale, biases[0] * scale
-    bias = torch.cat(biases)
-    return product(torch.cat(weights), bias if bool(bias.any()) else None, precision)
+
+    def __init__(self, precision: Precision) -> None:
+        self.precision: Precision = precision
+        self._known: dict[object, Product] = {}
+        self._used: dict[object, Product] = {}
+
+    @contextlib.contextmanager
+    def one_model(self) -> Iterator[None]:
+        """Inside, a whole model is packed; what it does not have is forgotten afterwards."""
+        self._used = {}
+        yield
+        self._known = self._used
+
+    @torch.no_grad()
+    def pack(
+        self, modules: Sequence[nn.Module], scale: float = 1.0, precision: Precision | None = None
+    ) -> Product | None:
+        """One product for layers that read the same input, their outputs one after another.
+
+        Args:
+            modules: the layers.
+            scale: multiplies the first layer's output.
+            precision: another one than of the others.
+
+        Returns:
+            The product, or None if a layer is not affine and must be called as it is.
+        """
+        parts = [dense(module) for module in modules]
+        found = [part for part in parts if part is not None]
+        if len(found) < len(parts):
+            return None
+        weights = [weight for weight, _ in found]
+        biases = [weight.new_zeros(len(weight)) if b is None else b for weight, b in found]
+        if scale != 1:
+            weights[0], biases[0] = weights[0] * scale, biases[0] * scale
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        bias = torch.cat(biases)
+        precision = precision or self.precision
+        key = (precision, *_fingerprint(weight), bias.cpu().numpy().tobytes())
+        if key not in self._known:
+            whole = bias if bool(bias.any()) else None
+            self._known[key] = product(weight.contiguous(), whole, precision)
+        self._used[key] = self._known[key]
+        return self._known[key]
+
+
+def _fingerprint(weight: Tensor) -> tuple[object, ...]:
+    """Tells matrices apart: an exact sum of the bits, and a product that order changes."""
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(weight.shape[1], generator=generator).to(weight)
+    bits = int(weight.contiguous().view(torch.int32).sum())
+    return tuple(weight.shape), bits, (weight @ probe).cpu().numpy().tobytes()
 
 
 @torch.no_grad()
@@ -84,8 +123,8 @@ def product(weight: Tensor, bias: Tensor | None, precision: Precision) -> Produc
     if weight.device.type != "cpu":
         dtype = dtype_of(precision)
         return Plain(weight.to(dtype), None if bias is None else bias.to(dtype))
-    finite = bool(weight.isfinite().all())
-    if not finite or (precision == "float16" and bool(weight.abs().max() > _LARGEST)):
+    largest = float(weight.abs().max())  # no number if one entry is none
+    if not math.isfinite(largest) or (precision == "float16" and largest > _LARGEST):
         precision = "float32"
     if precision == "float16":
         return Float16(weight, bias)
@@ -102,7 +141,7 @@ class Plain:
     """torch's own product."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight, self.bias = weight.contiguous(), bias
+        self.weight, self.bias = weight, bias
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -112,7 +151,7 @@ class Float32:
     """oneDNN's blocked layout. A row's result does not depend on how many rows there are."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
         self.bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -124,7 +163,7 @@ class BFloat16:
     """oneDNN's blocked layout in bf16, on AMX, AVX-512 or AVX2 as it finds them."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        packed = weight.to(torch.bfloat16).contiguous()
+        packed = weight.to(torch.bfloat16)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(packed, _ROWS)
         self.bias = None if bias is None else bias.to(torch.bfloat16)
 
@@ -139,7 +178,7 @@ class Float16:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         with _fbgemm():
-            self.packed = torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), bias)
+            self.packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         made: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
@@ -158,8 +197,9 @@ class Int8:
         zeros = torch.zeros(len(weight), dtype=torch.int64)
         with warnings.catch_warnings(), _fbgemm():
             # torch means to replace this way of making such a tensor; nothing else makes one yet.
-            warnings.filterwarnings("ignore", "torch.quantize_per_tensor")
-            quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+            warnings.filterwarnings("ignore", ".*quantized tensor creation")
+            codes = (weight / scales[:, None].float()).round_().clamp_(-127, 127).to(torch.int8)
+            quantised = torch._make_per_channel_quantized_tensor(codes, scales, zeros, 0)
             self.packed = torch.ops.quantized.linear_prepack(quantised, None)
         self.bias = bias
 

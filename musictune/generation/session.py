@@ -354,36 +354,31 @@ class Session:
         made[torch.arange(count), torch.tensor(steps)] = column
 
     def _note(self) -> list[int]:
-        """A column was drawn; who is done leaves."""
-        done = []
+        """A column was drawn; who is done leaves, and so does who has no scores."""
         for playing in self._places:
             playing.step += 1
         self._looked += 1
-        ending = [p for p in self._places if p.step == p.steps]
-        if ending or self._looked % _LOOK == 0:
-            # Asking at each step would make a GPU wait.
-            self._refuse_nonsense()
+        ending = any(playing.step == playing.steps for playing in self._places)
+        if not ending and self._looked % _LOOK:
+            return []  # asking at each step would make a GPU wait
+        done, broken = [], False
+        finite = self._rows.finite[: len(self._places)].tolist()
         for place in reversed(range(len(self._places))):
             playing = self._places[place]
-            if playing.step == playing.steps:
+            if not finite[place]:
+                broken = True
+                self._leave(place)
+            elif playing.step == playing.steps:
                 self._done[playing.ticket] = self._undelayed(place, playing.frames)
                 done.append(playing.ticket)
                 self._leave(place)
+        if broken:
+            raise InputError(
+                f"base {self.model.base} gives scores that are not finite; its weights or an "
+                "adapter's are damaged, or overflow in half precision: lower the adapter's "
+                "weight, use another, or --precision float32"
+            )
         return sorted(done)
-
-    def _refuse_nonsense(self) -> None:
-        count = len(self._places)
-        finite = self._rows.finite[:count].tolist()
-        if all(finite):
-            return
-        for place in reversed(range(count)):
-            if not finite[place]:
-                self._leave(place)
-        raise InputError(
-            f"base {self.model.base} gives scores that are not finite; its weights or an "
-            "adapter's are damaged, or overflow in half precision: lower the adapter's weight, "
-            "use another, or --precision float32"
-        )
 
     def _undelayed(self, place: int, frames: int) -> Tensor:
         made = self._rows.made[place]

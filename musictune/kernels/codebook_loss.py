@@ -183,7 +183,7 @@ def _blocks(valid: Tensor, vocabulary: int, fused: bool) -> Iterator[Tensor | sl
     """
     count = max(1, _TILE["cuda" if valid.is_cuda else "cpu"] // vocabulary)
     if not valid.is_cuda:  # more for more cores, but few of all the scores
-        count = max(count, min(count * torch.get_num_threads(), len(valid) // 4))
+        count = max(count, min(count * torch.get_num_threads(), len(valid) // 2))
     if fused:
         yield from (slice(start, start + count) for start in range(0, len(valid), count))
     else:
