@@ -74,7 +74,7 @@ def deltas(parts: Sequence[Part], outputs: int, device: torch.device) -> list[De
         change = part.change
         if isinstance(change, tuple):
             low.append((part, *change))
-        elif change.chosen.kind == "elements":
+        elif change.chosen.kind == "elements" or 8 * change.values.numel() <= _SMALL:
             single.append((part, change))
         elif change.chosen.kind == "rows":
             found.append(Rows(part, change, device))
@@ -106,7 +106,7 @@ def together(each: Sequence[Delta]) -> Delta | None:
 
 
 class Elements:
-    """Single weights: one product with a matrix in compressed rows.
+    """Single weights, or few of any kind: one product with a matrix in compressed rows.
 
     Of gathering inputs, bags of embeddings and compressed rows these are the fastest for 1 to 16
     rows, with 32-bit indices a fifth more.
@@ -118,8 +118,8 @@ class Elements:
         _quiet_once()
         width = parts[0][0].shape[1]
         ordered = sorted(parts, key=lambda pair: pair[0].first)
-        rows = torch.cat([c.chosen.indices // width + part.first for part, c in ordered])
-        columns = torch.cat([c.chosen.indices % width for _, c in ordered])
+        rows = torch.cat([c.positions // width + part.first for part, c in ordered])
+        columns = torch.cat([c.positions % width for _, c in ordered])
         values = torch.cat([c.entries * part.scale for part, c in ordered])
         starts = torch.searchsorted(rows, torch.arange(outputs + 1))
         self._set(starts.int().to(device), columns.int().to(device), values.to(device), width)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from musictune import console
 from musictune.errors import CheckFailed
 from musictune.generation.attend import Places
 from musictune.generation.decoder import HALVES, Decoder
@@ -54,6 +55,22 @@ class Fidelity:
             f"{self.divergence:.3f} nats per token (at most {LARGEST_DIVERGENCE}) and its own "
             f"music loses {self.loss:.3f} (at most {LARGEST_LOSS}); use --precision auto"
         )
+
+
+def require_fidelity(engine: Engine) -> None:
+    """The gate of ``int8``; what the other precisions change is below what it could tell.
+
+    Raises:
+        CheckFailed: as :meth:`Fidelity.require`.
+    """
+    if engine.precision != "int8":
+        return
+    found = measure_fidelity(engine)
+    found.require(engine.precision)
+    console.note(
+        f"int8 changes this model's scores by {found.divergence:.4f} nats per token "
+        f"(at most {LARGEST_DIVERGENCE} is let through)"
+    )
 
 
 @torch.no_grad()

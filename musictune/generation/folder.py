@@ -69,12 +69,29 @@ def write_music(
         Request(prompt, seconds, seed + i, sampling) for prompt in prompts for i in range(count)
     ]
     engine = Engine(model, precision)
+    facts = [{"adapters": list(adapters)}] * len(requests)
+    return write_requests(
+        engine, requests, out, facts=facts, batch=batch, suffix=suffix, overwrite=overwrite
+    )
+
+
+def write_requests(
+    engine: Engine,
+    requests: Sequence[Request],
+    out: Path,
+    *,
+    facts: Sequence[Mapping[str, object]],
+    batch: int = 8,
+    suffix: str = "wav",
+    overwrite: bool = False,
+) -> list[Path]:
+    """Play requests that fit into one window and write them, see :func:`write_played`."""
     steps = sum(engine.steps(1, request.seconds) for request in requests)
+    facts = [{**each, "precision": engine.precision} for each in facts]
     with console.progress("making music", steps) as advance:
         played = engine.play(requests, batch, advance)
-        facts = [{"adapters": list(adapters), "precision": engine.precision}] * len(requests)
         return write_played(
-            model, requests, played, out, facts=facts, suffix=suffix, overwrite=overwrite
+            engine.model, requests, played, out, facts=facts, suffix=suffix, overwrite=overwrite
         )
 
 

@@ -24,7 +24,7 @@ from musictune.generation.likelihood import resting
 from musictune.generation.request import Request
 from musictune.generation.seams import LOOK, Seam, SeamJudge
 from musictune.generation.session import Session
-from musictune.generation.streaming import StreamDecoder
+from musictune.generation.streaming import PIECE, StreamDecoder, stream_clip
 from musictune.models.base import Batch
 from musictune.models.melody import MusicGenMelody
 from musictune.models.musicgen import MusicGen
@@ -351,3 +351,24 @@ def decode_long(model: MusicGen, codes: Tensor, text: str = "") -> Clip:
 def _megabytes(model: MusicGen, seconds: float) -> float:
     """Of a decoded clip, float32."""
     return seconds * model.sample_rate * model.channels * 4 / 1e6
+
+
+def stream_long(long: LongForm, request: Request, piece: float = PIECE) -> Iterator[Clip]:
+    """As :func:`stream_clip`, of any length.
+
+    Args:
+        long: what makes it.
+        request: what to make.
+        piece: seconds of music in each piece.
+
+    Raises:
+        InputError: as :func:`stream_clip`.
+    """
+    if request.seconds <= long.model.max_seconds:
+        yield from stream_clip(long.engine, request, piece)
+        return
+    decoder = StreamDecoder(long.model, piece)
+    for grown in long.play([request], batch=1):
+        clip = decoder.push(grown.codes, final=grown.done)
+        if clip is not None:
+            yield clip

@@ -40,7 +40,7 @@ class Recording:
     only_new: bool = False
 
 
-def write_requests(
+def write_any(
     long: LongForm,
     requests: Sequence[Request],
     out: Path,
@@ -71,6 +71,7 @@ def write_requests(
         InputError: a value that cannot be used, or a folder that cannot be written.
     """
     kept: dict[str, Any] = {"batch": batch, "suffix": suffix, "overwrite": overwrite}
+    facts = [{**each, "precision": long.engine.precision} for each in facts]
     if recording is None:
         return write_long(long, requests, out, facts=facts, **kept)
     facts = [{**each, "recording": str(recording.path)} for each in facts]

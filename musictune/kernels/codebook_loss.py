@@ -133,9 +133,8 @@ def _walk(
             labels, valid = targets[:, k].flatten(), mask[:, k].flatten()
             for rows in _blocks(valid, len(head), fused):
                 x = flat[rows].to(dtype)
-                scores = F.linear(x, weight)
                 found, slopes = _tile(
-                    scores, labels[rows], valid[rows], learns or learned[k], fused
+                    x, weight, labels[rows], valid[rows], learns or learned[k], fused
                 )
                 losses[rows] += found
                 if slope is not None:
@@ -143,7 +142,7 @@ def _walk(
                 if dhead is not None:
                     x = (x * factor[rows]).to(dtype)
                     _add_product(dhead, slopes.t(), x)
-                del scores, slopes  # before the next ones are made
+                del slopes  # before the next ones are made
             if dhead is not None:
                 dheads[k] = dhead.mul_(largest).to(head.dtype)
     if slope is not None:
@@ -152,28 +151,30 @@ def _walk(
 
 
 def _tile(
-    scores: Tensor, labels: Tensor, valid: Tensor, learns: bool, fused: bool
+    x: Tensor, weight: Tensor, labels: Tensor, valid: Tensor, learns: bool, fused: bool
 ) -> tuple[Tensor, Tensor]:
-    """Losses ``(rows,)`` of scores ``(rows, vocabulary)``; if it ``learns``, their gradient too.
+    """Losses ``(rows,)`` of states ``(rows, width)``; if it ``learns``, their scores' gradient too.
 
     Args:
-        scores: may be overwritten.
+        x, weight: states and a head, of one dtype.
         labels, valid: ``(rows,)``; in Triton, what is not valid has no loss and no gradient;
             elsewhere all must be valid.
         learns: whether the second result is the gradient; it is of no use otherwise.
         fused: in Triton.
     """
+    scores = F.linear(x, weight)
     if fused:
         from musictune.kernels import codebook_loss_triton
 
         return codebook_loss_triton.tile(scores, labels, valid, learns)
-    slopes = scores.log_softmax(1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    slopes = scores.log_softmax(1, dtype=torch.promote_types(x.dtype, torch.float32))
+    del scores  # they are as large as all else here
     places = labels[:, None]
     losses = slopes.gather(1, places)[:, 0].neg_()
-    if not learns:
-        return losses, scores
-    slopes.exp_().scatter_add_(1, places, slopes.new_full((1, 1), -1).expand_as(places))
-    return losses, slopes.to(scores.dtype)
+    if learns:
+        slopes.exp_().scatter_add_(1, places, slopes.new_full((1, 1), -1).expand_as(places))
+        slopes = slopes.to(x.dtype)
+    return losses, slopes
 
 
 def _blocks(valid: Tensor, vocabulary: int, fused: bool) -> Iterator[Tensor | slice]:
@@ -183,7 +184,7 @@ def _blocks(valid: Tensor, vocabulary: int, fused: bool) -> Iterator[Tensor | sl
     """
     count = max(1, _TILE["cuda" if valid.is_cuda else "cpu"] // vocabulary)
     if not valid.is_cuda:  # more for more cores, but few of all the scores
-        count = max(count, min(count * torch.get_num_threads(), len(valid) // 2))
+        count = max(count, min(count * torch.get_num_threads(), len(valid) // 3))
     if fused:
         yield from (slice(start, start + count) for start in range(0, len(valid), count))
     else:

@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from musictune.audio import Clip
     from musictune.data.concepts import Concept
+    from musictune.generation.longform import LongForm
+    from musictune.generation.request import Request
     from musictune.generation.writing import Recording
     from musictune.methods.composition import Addition, Depth
+    from musictune.models.musicgen import MusicGen
 
 
 class Format(StrEnum):
@@ -88,6 +92,16 @@ def generate(
     redraws: Annotated[
         int, typer.Option(help="How often to redraw a window whose beginning stands out.")
     ] = 2,
+    melody: Annotated[
+        Path | None,
+        typer.Option(help="A recording whose tune to follow, for bases that listen to one."),
+    ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream", help="One clip to standard output as WAV while it is made; no folder."
+        ),
+    ] = False,
     batch: Annotated[int, typer.Option(help="Clips made at once; fewer need less memory.")] = 8,
     precision: Annotated[
         str,
@@ -116,16 +130,21 @@ def generate(
 
         musictune generate "jazz piano" --continue take.wav --from :8 --seconds 20
         musictune generate "jazz piano" --infill take.wav --gap 4.2:6
+
+    With --stream it can be heard half a second later, by any player that reads a pipe:
+
+        musictune generate "jazz piano" --seconds 60 --stream | ffplay -
     """
     from musictune import console
     from musictune.files import check_target
     from musictune.generation.engine import Engine, check_seconds
-    from musictune.generation.folder import write_music
+    from musictune.generation.fidelity import require_fidelity
+    from musictune.generation.folder import write_requests
     from musictune.generation.longform import LongForm
     from musictune.generation.precision import find_precision
     from musictune.generation.request import Request
     from musictune.generation.sampling import Sampling
-    from musictune.generation.writing import write_requests
+    from musictune.generation.writing import write_any
     from musictune.methods import load_adapter
     from musictune.methods.adapter import live_methods
     from musictune.methods.composition import Addition, Depth, check_together
@@ -145,7 +164,10 @@ def generate(
     recording = _recording(going_on, part, only_new, filled, gap, candidates)
     inputs = [place, *(each.folder for each in adapters)]
     inputs += [recording.path] if recording else []
-    check_target(out, overwrite=overwrite, inputs=inputs)
+    if stream:
+        _check_stream(wanted, count, recording)
+    else:
+        check_target(out, overwrite=overwrite, inputs=inputs)
     for line in overlap_notes([each.folder for each in adapters]):
         console.note(line)
 
@@ -154,42 +176,84 @@ def generate(
     for each in sorted(adapters, key=lambda each: bool(live_methods(each.folder))):
         concepts = load_adapter(model, each.folder, each.weight, scale)
         _remark_unused(concepts, wanted, each.folder)
-    made_with = [_facts(each, scale) for each in adapters]
+    engine = Engine(model, precision)
+    require_fidelity(engine)
+    tune = _melody(model, melody)
+    requests = [
+        Request(text, seconds, seed + i, sampling, melody=tune)
+        for text in wanted
+        for i in range(count)
+    ]
+    long = LongForm(engine, overlap, redraws)
+    if seconds > model.max_seconds and not filled:
+        long.check(requests[0])
+        console.note(long.describe(seconds))
+    if stream:
+        _stream(long, requests[0])
+        return
+    made_with: dict[str, object] = {"adapters": [_facts(each, scale) for each in adapters]}
+    made_with |= {"melody": str(melody)} if melody else {}
+    facts = [made_with] * len(requests)
     if recording or seconds > model.max_seconds:
-        long = LongForm(Engine(model, precision), overlap, redraws)
-        requests = [
-            Request(text, seconds, seed + i, sampling) for text in wanted for i in range(count)
-        ]
-        if seconds > model.max_seconds and not filled:
-            long.check(requests[0])
-            console.note(long.describe(seconds))
-        files = write_requests(
-            long,
-            requests,
-            out,
-            facts=[{"adapters": made_with, "precision": long.engine.precision}] * len(requests),
-            recording=recording,
-            batch=batch,
-            suffix=format_.value,
-            overwrite=overwrite,
-        )
+        files = write_any(
+            long, requests, out, facts=facts, recording=recording, batch=batch,
+            suffix=format_.value, overwrite=overwrite,
+        )  # fmt: skip
     else:
-        files = write_music(
-            model,
-            wanted,
-            out,
-            seconds=seconds,
-            count=count,
-            seed=seed,
-            sampling=sampling,
-            batch=batch,
-            precision=precision,
-            suffix=format_.value,
-            adapters=made_with,
+        files = write_requests(
+            engine, requests, out, facts=facts, batch=batch, suffix=format_.value,
             overwrite=overwrite,
-        )
+        )  # fmt: skip
     length = "with the gap filled" if filled else f"of {seconds:g} s"
     console.say(f"{len(files)} clips {length} in {out}")
+
+
+def _check_stream(prompts: list[str], count: int, recording: Recording | None) -> None:
+    import sys
+
+    from musictune.errors import InputError
+
+    if len(prompts) * count != 1 or recording:
+        raise InputError(
+            f"--stream plays one clip from nothing, not {len(prompts) * count}"
+            f"{' with a recording' if recording else ''}; give one prompt and no --count"
+        )
+    if sys.stdout.isatty():
+        raise InputError("--stream writes sound to standard output; pipe it: ... | ffplay -")
+
+
+def _stream(long: LongForm, request: Request) -> None:
+    """Sound to standard output; whoever hears it may stop at any time."""
+    import os
+    import sys
+
+    from musictune.generation.longform import stream_long
+    from musictune.generation.wav import pcm16, wav_header
+
+    model, sink = long.model, sys.stdout.buffer
+    try:
+        sink.write(wav_header(model.sample_rate, model.channels))
+        for piece in stream_long(long, request):
+            sink.write(pcm16(piece))
+            sink.flush()
+    except BrokenPipeError:
+        # Python would complain once more when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _melody(model: MusicGen, path: Path | None) -> Clip | None:
+    from musictune.errors import InputError
+    from musictune.models.chroma import read_melody
+
+    if path is None:
+        return None
+    settings = getattr(model, "chroma", None)
+    if settings is None:
+        raise InputError(
+            f"base {model.base} does not listen to melodies; use one that does, such as "
+            "facebook/musicgen-melody"
+        )
+    return read_melody(path, settings)
 
 
 def _recording(

@@ -144,6 +144,21 @@ def test_packed_weights_keep_the_law_of_batches(folders: dict[str, Path], precis
     assert len({tuple(codes.flatten().tolist()) for codes in together.values()}) == 4
 
 
+def test_large_changes_are_multiplied_in_other_ways(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows and columns as dense matrices, adapters one after another, to the same music."""
+    monkeypatch.setattr("musictune.generation.deltas._SMALL", 0)
+    engine = Engine(toy(), "float32")
+    names = ["rows", "elements", "cross", "lora", "columns", "pissa", "rows", "lora"]
+    for name in set(names):
+        engine.adapters.add(name, folders[name])
+    asked = [Request(PROMPT, 0.6, 3, adapter=name) for name in names]
+    for index, codes in engine.play(asked):
+        assert torch.equal(codes, alone(engine, asked[index], names[index]))
+        assert torch.equal(codes, alone(merged(folders[names[index]]), asked[index]))
+
+
 def test_what_was_played_goes_on_the_same_when_given(mixed: Engine) -> None:
     for name in SMALL:
         request = Request(PROMPT, 0.4, 3, adapter=name)
