@@ -46,6 +46,8 @@ def small() -> MusicGen:
     config = MusicgenDecoderConfig()
     network.decoder = MusicgenForCausalLM(config)
     network.config.decoder = config
+    text = network.config.text_encoder.d_model
+    network.enc_to_dec_proj = torch.nn.Linear(text, config.hidden_size)
     return MusicGen(network.eval(), tokenizer, "small (random)")
 
 

@@ -44,6 +44,9 @@ SHAPES: dict[str, Shape] = {
 }
 
 
+_SECONDS = 30.0
+
+
 def find_shape(name: str) -> Shape:
     """The shape called ``name``.
 
@@ -62,6 +65,8 @@ def build_model(shape: Shape, device: torch.device) -> MusicGen:
             model = MusicGen.toy()
         elif shape.base:
             model = MusicGen.load(shape.base)
+            # Beyond what it was trained on a step takes no other time, and peers play 30 s.
+            model.max_seconds = max(model.max_seconds, _SECONDS)
         else:
             model = _random_model(shape)
     return model.to(device).requires_grad_(False).eval()

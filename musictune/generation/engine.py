@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -14,6 +13,7 @@ from musictune.audio import Clip
 from musictune.errors import InputError
 from musictune.generation.adapters import AdapterSet
 from musictune.generation.decoder import Decoder
+from musictune.generation.likelihood import resting
 from musictune.generation.packing import Packer
 from musictune.generation.precision import find_precision
 from musictune.generation.request import Request
@@ -47,7 +47,7 @@ class Engine:
 
     def decoder(self) -> Decoder:
         """The model's decoder as it is now; what did not change since is not packed again."""
-        with _resting(self.model):
+        with resting(self.model), torch.autocast(self.model.device.type, enabled=False):
             return Decoder(self.model.backbone, self._packer)
 
     def session(self, batch: int = 8, longest: float | None = None, guided: bool = True) -> Session:
@@ -127,7 +127,7 @@ class Engine:
     def _play(
         self, asked: dict[int, Request], batch: int, on_step: OnStep | None
     ) -> Iterator[tuple[int, Tensor]]:
-        with _resting(self.model):
+        with resting(self.model):
             guided = any(request.sampling.guidance != 1 for request in asked.values())
             batch, longest = min(batch, len(asked)), _longest(asked.values())
             session = Session(self, batch, longest, guided)
@@ -233,14 +233,3 @@ def check_seconds(seconds: float, longest: float = math.inf) -> None:
             f"{seconds:g} seconds is too long: this base was trained on music of up to "
             f"{longest:g} seconds; choose at most that"
         )
-
-
-@contextlib.contextmanager
-def _resting(model: MusicGen) -> Iterator[None]:
-    """Without dropout; training goes on afterwards as it was."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -160,16 +160,24 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         InputError: no such file, not UTF-8 text, or nothing in it.
     """
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def read_text(path: Path) -> str:
+    """A file of prompts.
+
+    Raises:
+        InputError: as :func:`read_prompts`.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"prompts {path} is not UTF-8 text; write one prompt per line") from error
     except OSError as error:
         raise InputError(f"prompts {path} cannot be read: {error.strerror}") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
+    if not text.strip():
         raise InputError(f"prompts {path} is empty; write one prompt per line")
-    return prompts
+    return text
 
 
 def _written(

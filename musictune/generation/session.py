@@ -159,16 +159,18 @@ class Session:
             InputError: the model gives scores that are not numbers; the clips that had them are
                 forgotten.
         """
-        self._admit()
-        self.stepped = len(self._places)
-        if not self._places:
-            return []
-        changes = self._listening.changes(len(self._places))
-        if self._device is not None and changes is None:
-            self._step_on_device(self._device)
-        else:
-            self._step(changes)
-        return self._note()
+        # A run that trains under autocast would round what the engine keeps exact.
+        with torch.autocast(self._decoder.device.type, enabled=False):
+            self._admit()
+            self.stepped = len(self._places)
+            if not self._places:
+                return []
+            changes = self._listening.changes(len(self._places))
+            if self._device is not None and changes is None:
+                self._step_on_device(self._device)
+            else:
+                self._step(changes)
+            return self._note()
 
     def codes(self, ticket: int) -> Tensor:
         """The frames of which all codebooks are known, ``(codebooks, frames)`` int64.

@@ -11,6 +11,8 @@ import typer
 if TYPE_CHECKING:
     from musictune.audio import Clip
     from musictune.data.concepts import Concept
+    from musictune.generation.engine import Engine
+    from musictune.generation.jobs import Job
     from musictune.generation.longform import LongForm
     from musictune.generation.request import Request
     from musictune.generation.writing import Recording
@@ -31,7 +33,12 @@ def generate(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the music.")] = Path("out/generate"),
     prompts_file: Annotated[
-        Path | None, typer.Option("--prompts", help="More prompts: a text file, one per line.")
+        Path | None,
+        typer.Option(
+            "--prompts",
+            help="More prompts: a text file, one per line, or .jsonl, where each line may have an "
+            "adapter, seconds, seed and count of its own.",
+        ),
     ] = None,
     adapter: Annotated[
         list[str] | None,
@@ -126,6 +133,10 @@ def generate(
     Several adapters add up, each with its weight; of pivotal ones it is said how much their masks
     overlap.
 
+    Of several sounds each clip can have its own, all in one batch. A line of jobs.jsonl:
+
+        {"prompt": "slow <musicbox>", "adapter": "runs/musicbox", "seconds": 8, "seed": 1}
+
     Music goes on from a recording, or fills a gap in one:
 
         musictune generate "jazz piano" --continue take.wav --from :8 --seconds 20
@@ -142,7 +153,6 @@ def generate(
     from musictune.generation.folder import write_requests
     from musictune.generation.longform import LongForm
     from musictune.generation.precision import find_precision
-    from musictune.generation.request import Request
     from musictune.generation.sampling import Sampling
     from musictune.generation.writing import write_any
     from musictune.methods import load_adapter
@@ -152,20 +162,22 @@ def generate(
     from musictune.models import checkpoint, load_model
     from musictune.models.devices import find_device
 
-    wanted = _prompts(prompts or [], prompts_file)
+    jobs = _jobs(prompts or [], prompts_file)
     sampling = Sampling(temperature, top_k, top_p, guidance)
     check_seconds(seconds)
     _check_numbers(count=count, seed=seed, batch=batch)
     adapters = [Addition.read(given) for given in adapter or []]
     scale = Depth.read(depth) if depth is not None else None
-    check_together([each.folder for each in adapters])
+    own = {job.name: job.adapter for job in jobs if job.adapter and job.name}
+    for alone in [[], *([each] for each in own.values())]:
+        check_together([each.folder for each in (*adapters, *alone)])
     place = Path(checkpoint.check(base))
     find_precision(precision, find_device(device))
     recording = _recording(going_on, part, only_new, filled, gap, candidates)
-    inputs = [place, *(each.folder for each in adapters)]
+    inputs = [place, *(each.folder for each in (*adapters, *own.values()))]
     inputs += [recording.path] if recording else []
     if stream:
-        _check_stream(wanted, count, recording)
+        _check_stream(sum(job.count or count for job in jobs), recording)
     else:
         check_target(out, overwrite=overwrite, inputs=inputs)
     for line in overlap_notes([each.folder for each in adapters]):
@@ -175,26 +187,31 @@ def generate(
     # What stays attached comes last: the layers of the others would no longer be plain.
     for each in sorted(adapters, key=lambda each: bool(live_methods(each.folder))):
         concepts = load_adapter(model, each.folder, each.weight, scale)
-        _remark_unused(concepts, wanted, each.folder)
+        _remark_unused(concepts, [job.prompt for job in jobs], each.folder)
     engine = Engine(model, precision)
+    for name, each in own.items():
+        concepts = engine.adapters.add(name, each.folder, each.weight)
+        _remark_unused(concepts, [job.prompt for job in jobs if job.name == name], each.folder)
     require_fidelity(engine)
     tune = _melody(model, melody)
     requests = [
-        Request(text, seconds, seed + i, sampling, melody=tune)
-        for text in wanted
-        for i in range(count)
+        request for job in jobs for request in job.requests(seconds, seed, count, sampling, tune)
     ]
+    longest = max(requests, key=lambda request: request.seconds)
+    windows = longest.seconds > model.max_seconds
+    if own and (recording or windows):
+        raise _lines_refused(model.max_seconds)
     long = LongForm(engine, overlap, redraws)
-    if seconds > model.max_seconds and not filled:
-        long.check(requests[0])
-        console.note(long.describe(seconds))
+    if windows and not filled:
+        long.check(longest)
+        console.note(long.describe(longest.seconds))
     if stream:
         _stream(long, requests[0])
         return
-    made_with: dict[str, object] = {"adapters": [_facts(each, scale) for each in adapters]}
-    made_with |= {"melody": str(melody)} if melody else {}
-    facts = [made_with] * len(requests)
-    if recording or seconds > model.max_seconds:
+    loaded = [_facts(each, scale) for each in adapters]
+    alone_with = {name: _facts(each, None) for name, each in own.items()}
+    facts = [_made_with(engine, each, loaded, alone_with, melody) for each in requests]
+    if recording or windows:
         files = write_any(
             long, requests, out, facts=facts, recording=recording, batch=batch,
             suffix=format_.value, overwrite=overwrite,
@@ -204,18 +221,20 @@ def generate(
             engine, requests, out, facts=facts, batch=batch, suffix=format_.value,
             overwrite=overwrite,
         )  # fmt: skip
-    length = "with the gap filled" if filled else f"of {seconds:g} s"
+    lengths = sorted({request.seconds for request in requests})
+    length = f"of {' to '.join(f'{each:g}' for each in dict.fromkeys((lengths[0], lengths[-1])))} s"
+    length = "with the gap filled" if filled else length
     console.say(f"{len(files)} clips {length} in {out}")
 
 
-def _check_stream(prompts: list[str], count: int, recording: Recording | None) -> None:
+def _check_stream(clips: int, recording: Recording | None) -> None:
     import sys
 
     from musictune.errors import InputError
 
-    if len(prompts) * count != 1 or recording:
+    if clips != 1 or recording:
         raise InputError(
-            f"--stream plays one clip from nothing, not {len(prompts) * count}"
+            f"--stream plays one clip from nothing, not {clips}"
             f"{' with a recording' if recording else ''}; give one prompt and no --count"
         )
     if sys.stdout.isatty():
@@ -291,16 +310,25 @@ def _recording(
     return None
 
 
-def _prompts(given: list[str], path: Path | None) -> list[str]:
+def _jobs(given: list[str], path: Path | None) -> list[Job]:
     from musictune.errors import InputError
-    from musictune.generation.folder import read_prompts
+    from musictune.generation.jobs import Job, read_jobs
 
     if any(not prompt.strip() for prompt in given):
         raise InputError('prompt "" is empty; say what to play, such as "slow piano"')
-    prompts = given + (read_prompts(path) if path else [])
-    if not prompts:
+    jobs = [Job(prompt) for prompt in given] + (read_jobs(path) if path else [])
+    if not jobs:
         raise InputError('no prompt given; say what to play, such as "slow piano"')
-    return prompts
+    return jobs
+
+
+def _lines_refused(longest: float) -> Exception:
+    from musictune.errors import InputError
+
+    return InputError(
+        "adapters of single lines are for clips from nothing of up to "
+        f"{longest:g} s; give --adapter for all of them instead"
+    )
 
 
 def _check_numbers(count: int, seed: int, batch: int) -> None:
@@ -322,6 +350,24 @@ def _remark_unused(concepts: list[Concept], prompts: list[str], folder: Path) ->
     if concepts and all(plain(prompt, concepts) == prompt for prompt in prompts):
         names = " or ".join(concept.trigger for concept in concepts)
         console.note(f"no prompt says {names}, so adapter {folder} has little to act on")
+
+
+def _made_with(
+    engine: Engine,
+    request: Request,
+    loaded: list[dict[str, object]],
+    own: dict[str, dict[str, object]],
+    melody: Path | None,
+) -> dict[str, object]:
+    """What the manifest says of a clip besides its request."""
+    from musictune.data.concepts import plain
+
+    facts: dict[str, object] = {"melody": str(melody)} if melody else {}
+    if request.adapter is None:
+        return facts | {"adapters": loaded}
+    concepts = [*engine.model.concepts, *engine.adapters.concepts(request.adapter)]
+    text = plain(request.prompt, concepts)
+    return facts | {"adapters": [*loaded, own[request.adapter]], "text": text}
 
 
 def _facts(adapter: Addition, depth: Depth | None) -> dict[str, object]:

@@ -164,3 +164,11 @@ def test_a_session_refuses_what_it_has_no_room_for(model: MusicGen) -> None:
     with pytest.raises(InputError, match="not finished"):
         session = Session(engine)
         session.take(session.add(Request("piano", 2.0)))
+
+
+def test_a_run_under_autocast_hears_the_same_music(model: MusicGen) -> None:
+    engine = Engine(model, "float32")
+    wanted = dict(engine.play(requests(3)))
+    with torch.autocast("cpu", torch.bfloat16):
+        made = dict(Engine(model, "float32").play(requests(3)))
+    assert all(torch.equal(made[i], wanted[i]) for i in range(3))

@@ -35,8 +35,8 @@ def test_the_stream_is_the_music_of_the_file(base: Path, tmp_path: Path, seconds
     (path,) = (tmp_path / "out").glob("*.wav")
     whole, same = soundfile.read(path)
     assert rate == same and wave.shape == whole.shape == (int(16_000 * float(seconds)),)
-    # Where a piece overshoots, a stream is turned down from there on; a file is turned down whole.
-    assert np.abs(wave - whole)[:rate].max() < 2e-3
+    # A file that overshoots is turned down whole, a stream from the piece on that does.
+    assert np.corrcoef(wave[:rate], whole[:rate])[0, 1] > 0.999
     assert np.corrcoef(wave, whole)[0, 1] > 0.99
 
 
