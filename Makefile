@@ -17,7 +17,7 @@ demo: setup
 	$(BIN)/musictune demo --out out/demo --overwrite
 
 test: setup
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 setup: $(INSTALLED)
 

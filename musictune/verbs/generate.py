@@ -193,6 +193,7 @@ def generate(
         concepts = engine.adapters.add(name, each.folder, each.weight)
         _remark_unused(concepts, [job.prompt for job in jobs if job.name == name], each.folder)
     require_fidelity(engine)
+    _remark_long(model, [job.prompt for job in jobs])
     tune = _melody(model, melody)
     requests = [
         request for job in jobs for request in job.requests(seconds, seed, count, sampling, tune)
@@ -340,6 +341,18 @@ def _check_numbers(count: int, seed: int, batch: int) -> None:
         raise InputError(f"batch {batch} must be at least 1")
     if not 0 <= seed < 2**62:
         raise InputError(f"seed {seed} must be 0 or a positive number below 2^62")
+
+
+def _remark_long(model: MusicGen, prompts: list[str]) -> None:
+    from musictune import console
+
+    most = model.tokenizer.model_max_length
+    for prompt in dict.fromkeys(prompts):
+        tokens = len(model.tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
+        if tokens > most:
+            console.note(
+                f'of prompt "{prompt[:30]}..." only the first {most} of {tokens} tokens are read'
+            )
 
 
 def _remark_unused(concepts: list[Concept], prompts: list[str], folder: Path) -> None:

@@ -26,13 +26,13 @@ def model() -> MusicGen:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_music_is_the_same_in_any_batch_and_order(model: MusicGen, precision: str) -> None:
-    engine, asked = Engine(model, precision), requests(9)
+    engine, asked = Engine(model, precision), requests(7)
     alone = dict(engine.play(asked, batch=1))
-    for batch in (2, 4, 9):
+    for batch in (3, 7):
         together = dict(engine.play(asked, batch=batch))
-        assert all(torch.equal(alone[i], together[i]) for i in range(9))
-    backwards = dict(engine.play(asked[::-1], batch=3))
-    assert all(torch.equal(alone[i], backwards[8 - i]) for i in range(9))
+        assert all(torch.equal(alone[i], together[i]) for i in range(7))
+    backwards = dict(engine.play(asked[::-1], batch=2))
+    assert all(torch.equal(alone[i], backwards[6 - i]) for i in range(7))
 
 
 def test_lengths_are_exact_and_short_ones_come_first(model: MusicGen) -> None:

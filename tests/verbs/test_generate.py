@@ -239,3 +239,12 @@ def test_an_interrupt_keeps_what_was_done(
     assert run(*arguments, "--out", tmp_path / "out") == 130
     assert "2 of 5 clips are kept in" in capsys.readouterr().err
     assert len((tmp_path / "out" / "manifest.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_prompt_too_long_to_be_read_whole_is_remarked(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = "piano " * 1700  # 10,200 characters
+    assert run(prompt, "--seconds", 0.1, "--base", base, "--out", tmp_path / "out") == 0
+    assert "only the first 128 of 1701 tokens are read" in capsys.readouterr().err
+    assert len(list((tmp_path / "out").glob("*.wav"))) == 1
