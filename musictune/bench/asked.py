@@ -128,7 +128,7 @@ class Plan:
         return self.general if self.general_music is None else self.general_music
 
     def chosen(self, concept: BenchConcept) -> list[tuple[str, str]]:
-        """``(keep or move, prompt with the placeholder)``, the first of each kind."""
+        """``(keep or move, prompt with a gap for the sound's name)``, the first of each kind."""
         keep, move = (self.prompts + 1) // 2, self.prompts // 2
         kept = [("keep", prompt) for prompt in concept.keep[:keep]]
         return kept + [("move", prompt) for prompt in concept.move[:move]]

@@ -42,7 +42,7 @@ class BenchConcept:
 
     Raises:
         InputError: a name or class word that `Concept` refuses, an unknown kind, a prompt without
-            the placeholder, the same prompt twice, or none.
+            a gap for the sound's name, the same prompt twice, or none.
     """
 
     name: str

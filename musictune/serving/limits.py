@@ -28,7 +28,7 @@ class Limits:
     batch: int = 8
     waiting: int = 64
     prompt: int = 2_000
-    body: int = 32 * 1024  # a prompt of the longest, each letter escaped as two \uXXXX
+    body: int = 32 * 1024  # a prompt of the longest, each letter escaped as two surrogates
     kept: int = 256
     minutes: float = 30.0
 

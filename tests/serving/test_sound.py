@@ -124,9 +124,15 @@ def test_a_client_gone_while_waiting_frees_its_place(
     until(lambda: worker.counts == (1, 0))
     client.shutdown(socket.SHUT_RDWR)
     client.close()
-    until(lambda: next(iter(worker._jobs.values())).state is State.cancelled)
+    (job,) = worker._jobs.values()
+    until(lambda: job.state is State.cancelled)
+    assert "nobody listens" in job.error
     gated.open()
     until(lambda: worker.counts == (0, 0))
+    assert job.step < 250 and job.state is State.cancelled
+    following = worker.find(ask(port, 0.2))
+    until(lambda: following is not None and following.state is State.done)
+    assert worker.counts == (0, 0)
 
 
 def test_a_job_that_fails_half_way_breaks_the_stream_off(
