@@ -22,7 +22,7 @@ ALLOWED |= {
     "kernels": set(),
     "compose": {"audio"},
     "metrics": {"audio"},
-    "web": set(CHAIN[:6]) | {"metrics"},
+    "web": set(CHAIN[:6]) | {"metrics", "serving"},
     "serving": set(CHAIN[:5]),
     "errors": set(),
     "files": set(),
@@ -30,7 +30,8 @@ ALLOWED |= {
 }
 ALLOWED["data"] |= {"metrics.base"}
 ALLOWED["models"] |= {"metrics.base", "metrics.features"}
-ALLOWED["training"] |= {"metrics.base", "compose"}
+ALLOWED["generation"] |= {"metrics.base"}
+ALLOWED["training"] |= {"metrics.base", "metrics.combined", "compose"}
 ALLOWED["evaluation"] |= {"metrics"}
 ALLOWED["bench"] |= {"metrics", "compose"}
 ALLOWED["verbs"] |= {"metrics", "compose", "web", "serving"}

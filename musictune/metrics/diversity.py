@@ -63,6 +63,30 @@ def vendi_score(made: Features | Sequence[Tensor] | Sequence[Array]) -> Score:
     return Score(value, max(low, 1.0), min(high, float(count)), count, "higher")
 
 
+def prompt_diversity(
+    made: Features | Sequence[Tensor] | Sequence[Array], groups: Sequence[int]
+) -> float:
+    """How different clips of one prompt are: 1 minus their mean cosine, mean over prompts.
+
+    Prompts with a single clip are left out; if there are no others, all clips count as of one.
+
+    Args:
+        made: of each clip, in the same order as ``groups``.
+        groups: the prompt of each clip.
+
+    Raises:
+        InputError: fewer than two clips, or rows without direction or not finite.
+    """
+    made = Features.of(made)
+    refuse_few_clips(made, "made", 2, "diversity")
+    clips, labels = unit_means(made), np.asarray(groups)
+    names, counts = np.unique(labels, return_counts=True)
+    several = names[counts > 1]
+    sets = [clips[labels == name] for name in several] if len(several) else [clips]
+    apart = [1 - (np.square(one.sum(0)).sum() / len(one) - 1) / (len(one) - 1) for one in sets]
+    return float(np.mean(apart))
+
+
 class Diversity(SetMetric):
     """Self-similarity and Vendi score of the made set; the reference is not looked at."""
 

@@ -138,6 +138,13 @@ def key_of_chroma(chroma: Array) -> tuple[str, float]:
     return KEYS[int(fits.argmax())], float(fits.max())
 
 
+def key_fit(chroma: Array, key: str) -> float:
+    """Correlation of ``(12,)`` chroma with the profile of one of `KEYS`; -1 if all are equal."""
+    if np.ptp(chroma) == 0:
+        return -1.0
+    return float(np.corrcoef(chroma, _profiles()[KEYS.index(key)])[0, 1])
+
+
 def listened(clip: Clip) -> Array:
     """``(samples,)`` mono at `RATE`; all zeros where there is nothing to hear."""
     wave = clip.mono().resample(RATE).wave[0].numpy()

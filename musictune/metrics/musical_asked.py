@@ -18,7 +18,19 @@ from musictune.errors import InputError
 from musictune.metrics.base import About, NotComputed, Score
 from musictune.metrics.features import Features
 from musictune.metrics.intervals import share_interval
-from musictune.metrics.musical import KEYS, Heard, MusicalListener, key_of, tempo_fits, tempo_of
+from musictune.metrics.musical import (
+    KEYS,
+    TOLERANCE,
+    Heard,
+    MusicalListener,
+    key_fit,
+    key_of,
+    listened,
+    mean_chroma,
+    octave_distance,
+    tempo_fits,
+    tempo_of,
+)
 from musictune.metrics.musical_agreement import key_score
 
 Array = np.ndarray
@@ -145,6 +157,52 @@ class FollowsKey:
         wanted = [_needed(clip, asked(clip.caption).key, "key", "in A minor") for clip in clips]
         pairs = zip(clips, wanted, strict=True)
         return torch.tensor([key_score(key, key_of(clip)) for clip, key in pairs])
+
+
+class TempoCloseness:
+    """Reward: 1 if a clip has the tempo its caption names, falling evenly to 0 half an octave off.
+
+    A double or half counts as the same. Unlike `FollowsTempo` it tells nearly right from wrong, so
+    that there is something to learn before the first clip is right. A clip in which nothing
+    repeats gets 0.
+    """
+
+    def __call__(self, clips: Sequence[Clip]) -> Tensor:
+        """``(clips,)`` from 0 to 1.
+
+        Raises:
+            InputError: a caption names no tempo, or several.
+        """
+        wanted = [_needed(clip, asked(clip.caption).tempo, "tempo", "120 bpm") for clip in clips]
+        pairs = zip(clips, wanted, strict=True)
+        return torch.tensor([_closeness(tempo_of(clip), tempo) for clip, tempo in pairs])
+
+
+class KeyCloseness:
+    """Reward: correlation of a clip's pitch classes with the profile of the key its caption names.
+
+    The profiles are Temperley's (2007). Unlike `FollowsKey` it rises with every note of the key
+    that takes the place of another. Silence gets -1, the least there is.
+    """
+
+    def __call__(self, clips: Sequence[Clip]) -> Tensor:
+        """``(clips,)`` from -1 to 1.
+
+        Raises:
+            InputError: a caption names no key, or several.
+        """
+        wanted = [_needed(clip, asked(clip.caption).key, "key", "in A minor") for clip in clips]
+        pairs = zip(clips, wanted, strict=True)
+        return torch.tensor([key_fit(mean_chroma(listened(clip)), key) for clip, key in pairs])
+
+
+def _closeness(heard: float, tempo: float) -> float:
+    if math.isnan(heard):
+        return 0.0
+    # What is within the tolerance is right, and no rounding of the listener is worth a gradient.
+    allowed = math.log2(1 + TOLERANCE)
+    off = max(octave_distance(heard, tempo) - allowed, 0.0)
+    return 1 - off / (0.5 - allowed)
 
 
 def _needed(clip: Clip, value: T | None, what: str, example: str) -> T:

@@ -160,7 +160,9 @@ _HEAR_IN_TWO = (
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_no_process_is_left_when_the_first_one_ends(tmp_path: Path, how: signal.Signals):
     files, place = tones(tmp_path / "a", 40), tmp_path / "c"
     script = tmp_path / "hear.py"

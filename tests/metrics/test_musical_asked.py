@@ -13,7 +13,14 @@ from musictune.errors import InputError
 from musictune.metrics.base import NotComputed, Score
 from musictune.metrics.features import Features
 from musictune.metrics.musical import KEYS, key_of_chroma
-from musictune.metrics.musical_asked import FollowsKey, FollowsTempo, asked, asked_scores
+from musictune.metrics.musical_asked import (
+    FollowsKey,
+    FollowsTempo,
+    KeyCloseness,
+    TempoCloseness,
+    asked,
+    asked_scores,
+)
 
 RATE = 32_000
 
@@ -162,3 +169,18 @@ def test_a_reward_needs_a_caption_that_asks():
         FollowsTempo()([clicks(100, "fast clicks")])
     with pytest.raises(InputError, match="does not name one key"):
         FollowsKey()([clicks(100, "120 bpm")])
+
+
+def test_closeness_rises_towards_what_was_asked():
+    asked_for = ["100 bpm", "50 bpm", "110 bpm", "120 bpm", f"{100 * 2**0.5:.1f} bpm"]
+    tempo = TempoCloseness()([clicks(100, text) for text in asked_for])
+    assert tempo[0] == tempo[1] == 1
+    assert (tempo[1:].diff() < 0).all() and tempo[-1] < 0.1
+    c = (60, 64, 67)
+    key = KeyCloseness()([chord(c, f"in {name}") for name in ("C major", "G major", "F# major")])
+    assert key[0] > 0.5 and (key.diff() < 0).all() and key[-1] < 0
+    silent = Clip(torch.zeros(1, 4 * RATE), RATE, "in C major, 100 bpm")
+    assert TempoCloseness()([silent]).tolist() == [0] and KeyCloseness()([silent]).tolist() == [-1]
+    for reward in (TempoCloseness(), KeyCloseness()):
+        with pytest.raises(InputError, match="does not name one"):
+            reward([clicks(100, "fast clicks")])

@@ -17,8 +17,11 @@ from musictune.audio import Clip
 from musictune.errors import InputError
 from musictune.metrics.alignment import AudioAlignment, TextAlignment
 from musictune.metrics.base import About, ClipMetric, Reward
+from musictune.metrics.combined import Ensemble, OneScale, Weighted
 from musictune.metrics.copying import Originality
 from musictune.metrics.embedders import ClapEmbedder
+from musictune.metrics.novelty import Novelty
+from musictune.metrics.quality import SignalQuality
 
 CAPTION = "piano in A minor, 120 bpm"
 
@@ -73,8 +76,20 @@ def built(kind: type) -> Reward:
         return TextAlignment(ClapEmbedder.toy())
     if kind is Originality:
         return Originality([playing(2.0, seed=5)])
+    if kind is Novelty:
+        return Novelty(ClapEmbedder.toy(), [playing(2.0, seed=5)])
+    if kind is OneScale:
+        return OneScale(SignalQuality(), 0.5, 0.1)
+    if kind is Weighted:
+        return Weighted({"quality": (SignalQuality(), 2.0)})
+    if kind is Ensemble:
+        return Ensemble([SignalQuality(), OneScale(SignalQuality(), 0.5, 0.1)])
     reward: Reward = kind()
     return reward
+
+
+# What has no weights here; tests/metrics/test_aesthetics.py gives it some.
+ELSEWHERE = {"Aesthetics"}
 
 
 def value_reward(kind: type[ClipMetric], name: str) -> Callable[[], Reward]:
@@ -86,6 +101,7 @@ def given_as_rewards() -> dict[str, Callable[[], Reward]]:
     makers: dict[str, Callable[[], Reward]] = {
         name: lambda kind=kind: built(kind)  # type: ignore[misc]
         for name, kind in OWN.items()
+        if name not in ELSEWHERE
     }
     for metric, kind in METRICS.items():
         for name, about in kind.values.items():
