@@ -16,7 +16,7 @@ from musictune.generation.decoder import Decoder
 from musictune.generation.likelihood import resting
 from musictune.generation.packing import Packer
 from musictune.generation.precision import find_precision
-from musictune.generation.request import Request
+from musictune.generation.request import UNKNOWN, Request
 from musictune.generation.sampling import Sampling
 from musictune.generation.session import Session
 from musictune.models.base import Batch
@@ -69,6 +69,9 @@ class Engine:
             )
         if request.adapter is not None:
             self.adapters.check(request.adapter)
+        frames = self.model.frames(request.seconds)
+        if request.stop is not None and not 1 <= request.stop <= frames:
+            raise InputError(f"stop {request.stop} must be from 1 to the clip's {frames} frames")
         given = request.given
         if given is None:
             return
@@ -78,9 +81,12 @@ class Engine:
                 f"given codes must be ({books}, frames) int64, not {list(given.shape)} of "
                 f"{given.dtype}"
             )
-        if given.numel() and not 0 <= int(given.min()) <= int(given.max()) < size:
+        behind = torch.arange(given.shape[1], 0, -1)  # how far each frame is from the end
+        delays = torch.arange(books)[:, None] // self.model.channels
+        allowed = (given.cpu() >= 0) | ((given.cpu() == UNKNOWN) & (behind <= delays))
+        if given.numel() and not (allowed.all() and int(given.max()) < size):
             raise InputError(f"given codes must be from 0 to {size - 1}")
-        if given.shape[1] > self.model.frames(request.seconds):
+        if given.shape[1] > frames:
             raise InputError(
                 f"{given.shape[1]} given frames do not fit into {request.seconds:g} seconds"
             )

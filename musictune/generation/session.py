@@ -17,7 +17,7 @@ from musictune.generation.decoder import HALVES, Changes, Decoder
 from musictune.generation.graphs import SAMPLED, DeviceStep, Rows
 from musictune.generation.listening import Listening
 from musictune.generation.prefixes import Prefixes
-from musictune.generation.request import Request
+from musictune.generation.request import UNKNOWN, Request
 from musictune.generation.sampling import draw, uniforms
 from musictune.models.devices import free_memory
 
@@ -32,8 +32,8 @@ class _Playing:
     """A clip in its place.
 
     Attributes:
-        frames: of the clip.
-        steps: columns until all codebooks have them.
+        frames: of the codes that it gives.
+        steps: columns until all codebooks have them, or it stops.
         step: the next column to be drawn.
         start: the position in the cache where column inputs begin; before it stands a prefix.
     """
@@ -183,7 +183,7 @@ class Session:
         for place, playing in enumerate(self._places):
             if playing.ticket == ticket:
                 known = min(max(0, playing.step - self._delay + 1), playing.frames)
-                return self._undelayed(place, known)
+                return self._undelayed(place, known, playing.step)
         if any(each[0] == ticket for each in self._waiting):
             return torch.empty((self.model.codebooks, 0), dtype=torch.int64)
         raise InputError(f"no ticket {ticket} in this session; it was taken or cancelled")
@@ -242,7 +242,8 @@ class Session:
             rows.finite[place] = True
             rows.column[place] = self.model.pad
             if request.given is not None and request.given.shape[1]:
-                self._fill(place, playing, request.given.shape[1])
+                known = int((playing.fixed != SAMPLED).all(1).long().cumprod(0).sum())
+                self._fill(place, playing, min(known, request.given.shape[1], playing.steps - 1))
 
     def _prepared(self, ticket: int, request: Request, start: int) -> _Playing:
         frames = self.model.frames(request.seconds)
@@ -257,7 +258,9 @@ class Session:
             there = given.t().gather(0, index) if given.shape[1] else fixed
             fixed = torch.where(known, there, fixed)
         luck = uniforms([request.seed], steps, books)[:, 0]
-        return _Playing(ticket, request, frames, steps, fixed, luck, start=start)
+        steps = min(steps, (request.stop or frames) + self._delay - 1)
+        frames = min(steps, frames)
+        return _Playing(ticket, request, frames, steps, fixed[:steps], luck[:steps], start=start)
 
     def _fill(self, place: int, playing: _Playing, frames: int) -> None:
         """Hear the columns that are given at once; the next one to be drawn is after them."""
@@ -371,7 +374,7 @@ class Session:
                 broken = True
                 self._leave(place)
             elif playing.step == playing.steps:
-                self._done[playing.ticket] = self._undelayed(place, playing.frames)
+                self._done[playing.ticket] = self._undelayed(place, playing.frames, playing.steps)
                 done.append(playing.ticket)
                 self._leave(place)
         if broken:
@@ -382,7 +385,8 @@ class Session:
             )
         return sorted(done)
 
-    def _undelayed(self, place: int, frames: int) -> Tensor:
+    def _undelayed(self, place: int, frames: int, columns: int) -> Tensor:
         made = self._rows.made[place]
-        index = torch.arange(frames)[:, None] + self._delays
-        return made.gather(0, index.to(made.device)).t().contiguous()
+        index = (torch.arange(frames)[:, None] + self._delays).to(made.device)
+        there = made.gather(0, index.clamp(max=max(columns - 1, 0)))
+        return there.where(index < columns, UNKNOWN).t().contiguous()

@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from musictune import console
-from musictune.audio import Clip, read
+from musictune.audio import Clip, info, read
 from musictune.data.windows import is_silent
-from musictune.generation.continuing import continued, encode_long, infill, steps
+from musictune.errors import InputError
+from musictune.generation.continuing import continued, encode_long, infill, parse_span, steps
 from musictune.generation.folder import write_played
 from musictune.generation.longform import Grown, LongForm, decode_long, luck
 from musictune.generation.request import Request
@@ -38,6 +39,52 @@ class Recording:
     end: float | None = None
     candidates: int = 0
     only_new: bool = False
+
+    @classmethod
+    def read(
+        cls,
+        going_on: Path | None = None,
+        part: str = ":",
+        only_new: bool = False,
+        filled: Path | None = None,
+        gap: str | None = None,
+        candidates: int = 8,
+    ) -> Recording | None:
+        """The recording that was named, checked before any work is done; None if none was.
+
+        Args:
+            going_on: to be continued.
+            part: of it, ``START:END``.
+            only_new: leave out what was continued.
+            filled: to have a gap filled.
+            gap: where, ``START:END``.
+            candidates: to fill it with.
+
+        Raises:
+            AudioError: a file that cannot be read.
+            InputError: options that do not go together, or a span that cannot be used.
+        """
+        if going_on and filled:
+            raise InputError("--continue and --infill are two things; give one of them")
+        if (part != ":" or only_new) and not going_on:
+            raise InputError(
+                "--from and --only-new need --continue FILE, a recording to go on from"
+            )
+        if bool(gap) != bool(filled):
+            raise InputError("--infill FILE and --gap START:END need each other")
+        if candidates < 1:
+            raise InputError(f"candidates {candidates} must be at least 1")
+        if filled and gap:
+            start, end = parse_span(gap, "gap")
+            length = info(filled).seconds
+            if end is None or end > length:
+                raise InputError(f"gap {gap} must end within the {length:.2f} s of {filled}")
+            return cls(filled, start, end, candidates)
+        if going_on:
+            start, end = parse_span(part, "from")
+            info(going_on)
+            return cls(going_on, start, end, only_new=only_new)
+        return None
 
 
 def write_any(
@@ -128,7 +175,7 @@ def write_long(
         if not only_new:
             return grown.codes
         line["only_new"] = True
-        return _after(decode_long(model, grown.codes, request.prompt), given)
+        return after_given(decode_long(model, grown.codes, request.prompt), given)
 
     def played(advance: console.Advance) -> Iterator[tuple[int, Tensor | Clip]]:
         for grown in long.play(requests, batch):
@@ -223,5 +270,6 @@ def _choice(
     return {"gap": list(gap), "candidates": each, "chosen": chosen}
 
 
-def _after(clip: Clip, seconds: float) -> Clip:
+def after_given(clip: Clip, seconds: float) -> Clip:
+    """The new music of a clip that begins with ``seconds`` of given music."""
     return replace(clip, wave=clip.wave[:, round(seconds * clip.sample_rate) :])

@@ -11,13 +11,10 @@ import typer
 if TYPE_CHECKING:
     from musictune.audio import Clip
     from musictune.data.concepts import Concept
-    from musictune.generation.engine import Engine
     from musictune.generation.jobs import Job
-    from musictune.generation.longform import LongForm
-    from musictune.generation.request import Request
-    from musictune.generation.writing import Recording
-    from musictune.methods.composition import Addition, Depth
     from musictune.models.musicgen import MusicGen
+
+_BY_REWARD = "Choosing by a reward"
 
 
 class Format(StrEnum):
@@ -103,6 +100,64 @@ def generate(
         Path | None,
         typer.Option(help="A recording whose tune to follow, for bases that listen to one."),
     ] = None,
+    best_of: Annotated[
+        int | None,
+        typer.Option(
+            "--best-of",
+            rich_help_panel=_BY_REWARD,
+            help="Make this many clips for each that is wanted and keep the best. N of them differ "
+            "from plain music by at most log N - (N - 1) / N nats: 8 by 1.2.",
+        ),
+    ] = None,
+    guided: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=_BY_REWARD,
+            help="Choose while the music is made, from this many continuations at a time.",
+        ),
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=_BY_REWARD,
+            metavar="NAME[=WEIGHT]",
+            help="What to choose by: text_alignment, audio_alignment, quality, tempo, key, "
+            "novelty, originality, aesthetics, or reward:FOLDER, a learned one. Repeatable: the "
+            "weights multiply the values as they are.",
+        ),
+    ] = None,
+    every: Annotated[
+        float,
+        typer.Option(rich_help_panel=_BY_REWARD, help="Seconds between two choices of --guided."),
+    ] = 1.0,
+    strength: Annotated[
+        float,
+        typer.Option(
+            rich_help_panel=_BY_REWARD,
+            help="How strictly --guided chooses: 0 not at all, inf always the best.",
+        ),
+    ] = 2.0,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_BY_REWARD, help="Clips to come close to, for audio_alignment."
+        ),
+    ] = None,
+    training: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_BY_REWARD,
+            help="Clips not to repeat, for novelty and originality.",
+        ),
+    ] = None,
+    embedder: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=_BY_REWARD,
+            help="A CLAP folder or Hugging Face id that rewards hear by; the bundled one if not "
+            "given.",
+        ),
+    ] = "",
     stream: Annotated[
         bool,
         typer.Option(
@@ -142,19 +197,27 @@ def generate(
         musictune generate "jazz piano" --continue take.wav --from :8 --seconds 20
         musictune generate "jazz piano" --infill take.wav --gap 4.2:6
 
+    A reward can choose, among whole clips or while they are made, in one window of the base:
+
+        musictune generate "jazz piano" --best-of 8 --reward text_alignment
+        musictune generate "jazz piano" --guided 4 --reward audio_alignment --reference takes
+
     With --stream it can be heard half a second later, by any player that reads a pipe:
 
         musictune generate "jazz piano" --seconds 60 --stream | ffplay -
     """
     from musictune import console
     from musictune.files import check_target
+    from musictune.generation.choosing import Choosing, write_chosen
     from musictune.generation.engine import Engine, check_seconds
+    from musictune.generation.facts import adapter_facts, clip_facts
     from musictune.generation.fidelity import require_fidelity
     from musictune.generation.folder import write_requests
     from musictune.generation.longform import LongForm
+    from musictune.generation.piping import check_pipe, pipe
     from musictune.generation.precision import find_precision
     from musictune.generation.sampling import Sampling
-    from musictune.generation.writing import write_any
+    from musictune.generation.writing import Recording, write_any
     from musictune.methods import load_adapter
     from musictune.methods.adapter import live_methods
     from musictune.methods.composition import Addition, Depth, check_together
@@ -173,16 +236,30 @@ def generate(
         check_together([each.folder for each in (*adapters, *alone)])
     place = Path(checkpoint.check(base))
     find_precision(precision, find_device(device))
-    recording = _recording(going_on, part, only_new, filled, gap, candidates)
+    recording = Recording.read(going_on, part, only_new, filled, gap, candidates)
+    choosing = None
+    if reward or best_of is not None or guided is not None:
+        from musictune.evaluation.rewards import load_reward, parse_reward
+
+        choosing = Choosing(tuple(reward or []), best_of, guided, every, strength)
+        choosing.check(recording)
+        for name in choosing.names:
+            parse_reward(name)
     inputs = [place, *(each.folder for each in (*adapters, *own.values()))]
     inputs += [recording.path] if recording else []
+    inputs += [each for each in (reference, training) if each]
     if stream:
-        _check_stream(sum(job.count or count for job in jobs), recording)
+        check_pipe(sum(job.count or count for job in jobs), bool(recording), bool(choosing))
     else:
         check_target(out, overwrite=overwrite, inputs=inputs)
     for line in overlap_notes([each.folder for each in adapters]):
         console.note(line)
 
+    judge = None
+    if choosing:
+        judge = load_reward(
+            choosing.names, embedder=embedder, reference=reference, training=training
+        )
     model = load_model(base, device)
     # What stays attached comes last: the layers of the others would no longer be plain.
     for each in sorted(adapters, key=lambda each: bool(live_methods(each.folder))):
@@ -203,16 +280,23 @@ def generate(
     if own and (recording or windows):
         raise _lines_refused(model.max_seconds)
     long = LongForm(engine, overlap, redraws)
-    if windows and not filled:
+    if windows and not (filled or choosing):
         long.check(longest)
         console.note(long.describe(longest.seconds))
     if stream:
-        _stream(long, requests[0])
+        pipe(long, requests[0])
         return
-    loaded = [_facts(each, scale) for each in adapters]
-    alone_with = {name: _facts(each, None) for name, each in own.items()}
-    facts = [_made_with(engine, each, loaded, alone_with, melody) for each in requests]
-    if recording or windows:
+    loaded = [adapter_facts(each, scale) for each in adapters]
+    alone_with = {name: adapter_facts(each) for name, each in own.items()}
+    facts = [clip_facts(engine, each, loaded, alone_with, melody) for each in requests]
+    said = ""
+    if choosing and judge:
+        files, said = write_chosen(
+            engine, requests, out, choosing, judge, facts=facts, recording=recording, batch=batch,
+            suffix=format_.value, overwrite=overwrite,
+        )  # fmt: skip
+        said = f"; {said}"
+    elif recording or windows:
         files = write_any(
             long, requests, out, facts=facts, recording=recording, batch=batch,
             suffix=format_.value, overwrite=overwrite,
@@ -225,40 +309,7 @@ def generate(
     lengths = sorted({request.seconds for request in requests})
     length = f"of {' to '.join(f'{each:g}' for each in dict.fromkeys((lengths[0], lengths[-1])))} s"
     length = "with the gap filled" if filled else length
-    console.say(f"{len(files)} clips {length} in {out}")
-
-
-def _check_stream(clips: int, recording: Recording | None) -> None:
-    import sys
-
-    from musictune.errors import InputError
-
-    if clips != 1 or recording:
-        raise InputError(
-            f"--stream plays one clip from nothing, not {clips}"
-            f"{' with a recording' if recording else ''}; give one prompt and no --count"
-        )
-    if sys.stdout.isatty():
-        raise InputError("--stream writes sound to standard output; pipe it: ... | ffplay -")
-
-
-def _stream(long: LongForm, request: Request) -> None:
-    """Sound to standard output; whoever hears it may stop at any time."""
-    import os
-    import sys
-
-    from musictune.generation.longform import stream_long
-    from musictune.generation.wav import pcm16, wav_header
-
-    model, sink = long.model, sys.stdout.buffer
-    try:
-        sink.write(wav_header(model.sample_rate, model.channels))
-        for piece in stream_long(long, request):
-            sink.write(pcm16(piece))
-            sink.flush()
-    except BrokenPipeError:
-        # Python would complain once more when it closes standard output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    console.say(f"{len(files)} clips {length} in {out}{said}")
 
 
 def _melody(model: MusicGen, path: Path | None) -> Clip | None:
@@ -274,41 +325,6 @@ def _melody(model: MusicGen, path: Path | None) -> Clip | None:
             "facebook/musicgen-melody"
         )
     return read_melody(path, settings)
-
-
-def _recording(
-    going_on: Path | None,
-    part: str,
-    only_new: bool,
-    filled: Path | None,
-    gap: str | None,
-    candidates: int,
-) -> Recording | None:
-    """The recording that was named, checked before any work is done."""
-    from musictune.audio import info
-    from musictune.errors import InputError
-    from musictune.generation.continuing import parse_span
-    from musictune.generation.writing import Recording
-
-    if going_on and filled:
-        raise InputError("--continue and --infill are two things; give one of them")
-    if (part != ":" or only_new) and not going_on:
-        raise InputError("--from and --only-new need --continue FILE, a recording to go on from")
-    if bool(gap) != bool(filled):
-        raise InputError("--infill FILE and --gap START:END need each other")
-    if candidates < 1:
-        raise InputError(f"candidates {candidates} must be at least 1")
-    if filled and gap:
-        start, end = parse_span(gap, "gap")
-        length = info(filled).seconds
-        if end is None or end > length:
-            raise InputError(f"gap {gap} must end within the {length:.2f} s of {filled}")
-        return Recording(filled, start, end, candidates)
-    if going_on:
-        start, end = parse_span(part, "from")
-        info(going_on)
-        return Recording(going_on, start, end, only_new=only_new)
-    return None
 
 
 def _jobs(given: list[str], path: Path | None) -> list[Job]:
@@ -363,36 +379,3 @@ def _remark_unused(concepts: list[Concept], prompts: list[str], folder: Path) ->
     if concepts and all(plain(prompt, concepts) == prompt for prompt in prompts):
         names = " or ".join(concept.trigger for concept in concepts)
         console.note(f"no prompt says {names}, so adapter {folder} has little to act on")
-
-
-def _made_with(
-    engine: Engine,
-    request: Request,
-    loaded: list[dict[str, object]],
-    own: dict[str, dict[str, object]],
-    melody: Path | None,
-) -> dict[str, object]:
-    """What the manifest says of a clip besides its request."""
-    from musictune.data.concepts import plain
-
-    facts: dict[str, object] = {"melody": str(melody)} if melody else {}
-    if request.adapter is None:
-        return facts | {"adapters": loaded}
-    concepts = [*engine.model.concepts, *engine.adapters.concepts(request.adapter)]
-    text = plain(request.prompt, concepts)
-    return facts | {"adapters": [*loaded, own[request.adapter]], "text": text}
-
-
-def _facts(adapter: Addition, depth: Depth | None) -> dict[str, object]:
-    """What the manifest says about an adapter; the hash is over its files' names and hashes."""
-    import hashlib
-
-    from musictune.files import sha256
-
-    folder = adapter.folder
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        digest.update(f"{path.relative_to(folder).as_posix()} {sha256(path)}\n".encode())
-    scale = {"depth": [depth.first, depth.last]} if depth else {}
-    facts = {"path": str(folder), "weight": adapter.weight, "sha256": digest.hexdigest()}
-    return facts | scale
