@@ -30,6 +30,7 @@ _Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an 
 _PANELS = {
     "Everyday": ("demo", "prepare", "tune", "generate", "serve", "evaluate")
     + ("merge", "export", "doctor"),
+    "Preferences": ("listen", "votes", "reward", "align"),
     "Making a base model": ("compose", "pretrain"),
     "Measuring": ("bench", "overlap"),
 }

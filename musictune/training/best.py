@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import math
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 
@@ -49,7 +50,7 @@ class Best:
     Attributes:
         folder: holds ``adapter``.
         step: optimiser steps done when it was kept.
-        alignment: what it was kept for, the mean over its previews.
+        alignment: the score it was kept for.
     """
 
     folder: Path
@@ -57,8 +58,8 @@ class Best:
     alignment: float
 
 
-class KeepBest(AfterStep):
-    """Scores previews every ``score_every`` steps and at the last, and keeps the best adapter.
+class KeepHighest(AfterStep, ABC):
+    """Scores the adapter every ``score_every`` steps and at the last, and keeps the best one.
 
     The untrained adapter is scored too, as step 0, but never kept: it is what to compare with. Of
     equal steps the first is kept. What is kept lies in one folder that is whole or absent; a
@@ -68,21 +69,32 @@ class KeepBest(AfterStep):
     best; ``metrics.csv`` says so in a column of its own.
 
     Args:
-        play: makes the previews, the same ones for the same weights.
-        closeness: cosine with the held-out clips.
-        fidelity: cosine with the caption.
         folder: gets ``best-NNNNNN``.
+
+    Attributes:
+        chosen_by: the column that is highest in the step that is kept.
     """
 
-    columns = (*COLUMNS, "stopped")
+    chosen_by: ClassVar[str]
 
-    def __init__(
-        self, play: Callable[[], list[Clip]], closeness: Reward, fidelity: Reward, folder: Path
-    ) -> None:
-        self.play = play
-        self.closeness = closeness
-        self.fidelity = fidelity
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    @abstractmethod
+    def score(self, step: int) -> dict[str, float]:
+        """What there is to say of the adapter now, by column.
+
+        Raises:
+            CheckFailed: the scores cannot be compared.
+        """
+
+    def refuse(self, scores: dict[str, float]) -> str:
+        """Why an adapter with these scores is not kept and the run ends; empty if it is fine."""
+        return ""
+
+    def better(self, scores: dict[str, float]) -> bool:
+        """Whether these are higher than those of what is kept."""
+        return scores[self.chosen_by] > self._highest
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Score the untrained adapter, or find what the run had kept."""
@@ -94,16 +106,21 @@ class KeepBest(AfterStep):
         self._highest = best.alignment if best else -math.inf
         self._kept = best.step if best else 0
         if module.start == 0:
-            module.figures |= self._score(0)
+            module.figures |= self.score(0)
 
     def after_step(self, trainer: pl.Trainer, module: Stepped) -> None:
         """Score and keep if it is time."""
         step, settings = module.step, module.settings
         if step % settings.score_every and step != settings.steps:
             return
-        scores = self._score(step)
+        scores = self.score(step)
         module.figures |= scores
-        if scores["alignment"] <= self._highest:
+        if why := self.refuse(scores):
+            if step < settings.steps:
+                module.stopped = why
+                trainer.should_stop = True
+            return
+        if not self.better(scores):
             # Counted from the steps themselves, so that a resumed run counts alike.
             waited = step // settings.score_every - self._kept // settings.score_every
             if settings.patience and waited >= settings.patience and step < settings.steps:
@@ -113,13 +130,37 @@ class KeepBest(AfterStep):
                 trainer.should_stop = True
             return
         target = self.folder / f"best-{step:06d}"
-        save_whole(target, module.write, {"step": step, "alignment": scores["alignment"]})
-        self._highest, self._kept = scores["alignment"], step
+        facts = {"step": step, "alignment": scores[self.chosen_by]}
+        save_whole(target, module.write, facts)
+        self._highest, self._kept = scores[self.chosen_by], step
         for old in self.folder.glob("best-*"):
             if old != target:
                 shutil.rmtree(old, ignore_errors=True)
 
-    def _score(self, step: int) -> dict[str, float]:
+
+class KeepBest(KeepHighest):
+    """Keeps the adapter whose previews are closest to held-out clips and to their prompts.
+
+    Args:
+        play: makes the previews, the same ones for the same weights.
+        closeness: cosine with the held-out clips.
+        fidelity: cosine with the caption.
+        folder: gets ``best-NNNNNN``.
+    """
+
+    columns = (*COLUMNS, "stopped")
+    chosen_by = "alignment"
+
+    def __init__(
+        self, play: Callable[[], list[Clip]], closeness: Reward, fidelity: Reward, folder: Path
+    ) -> None:
+        super().__init__(folder)
+        self.play = play
+        self.closeness = closeness
+        self.fidelity = fidelity
+
+    def score(self, step: int) -> dict[str, float]:
+        """Both cosines, their combination, and its standard error."""
         clips = self.play()
         audio, text = self.closeness(clips).double(), self.fidelity(clips).double()
         both = concept_score(audio, text)

@@ -102,29 +102,7 @@ def load_recipe(
     Raises:
         InputError: a file is missing, or a key or value does not fit.
     """
-    from jsonargparse import ArgumentError, Namespace
-
-    arguments: list[str] = []
-    for config in configs:
-        if not config.is_file():
-            raise InputError(f"recipe {config} does not exist; see the configs folder for some")
-        _check_yaml(config)
-        arguments += ["--config", str(config)]
-    arguments += _method_arguments(method)
-    for change in sets:
-        key, equals, value = change.partition("=")
-        if not equals or not key.strip():
-            raise InputError(f"--set {change!r} must be key=value, such as training.lr=0.001")
-        arguments.append(f"--{key.strip()}={value.strip()}")
-    given = {key: value for key, value in (overrides or {}).items() if value is not None}
-    arguments += [f"--{key}={_written(value)}" for key, value in given.items()]
-    parser = _parser()
-    try:
-        parsed: Namespace = parser.parse_args(arguments)
-        text = parser.dump(parsed, skip_none=False)
-        built = parser.instantiate(parsed)
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise _readable(error) from error
+    built, text = parse(recipe_parser(), configs, sets, overrides, method)
     concepts = [lesson.concept for lesson in lessons_of(built.run) if lesson.concept]
     if built.training.prior and not concepts:
         raise InputError(
@@ -138,6 +116,48 @@ def load_recipe(
             "adamw"
         )
     return Recipe(built.run, built.training, _with_concepts(built.method, concepts), text)
+
+
+def parse(
+    parser: Any,
+    configs: Sequence[Path],
+    sets: Sequence[str],
+    overrides: Mapping[str, Any] | None,
+    method: str | None,
+    named: Sequence[str] = (),
+) -> tuple[Any, str]:
+    """What ``parser`` makes of recipes and changes, and all of it as YAML.
+
+    Args:
+        parser: of jsonargparse, with ``--config`` and ``--method``.
+        configs, sets, overrides, method: as for `load_recipe`.
+        named: arguments that choose classes, before what sets their options.
+
+    Raises:
+        InputError: a file is missing, or a key or value does not fit.
+    """
+    from jsonargparse import ArgumentError, Namespace
+
+    arguments: list[str] = []
+    for config in configs:
+        if not config.is_file():
+            raise InputError(f"recipe {config} does not exist; see the configs folder for some")
+        _check_yaml(config)
+        arguments += ["--config", str(config)]
+    arguments += [*_method_arguments(method), *named]
+    for change in sets:
+        key, equals, value = change.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"--set {change!r} must be key=value, such as training.lr=0.001")
+        arguments.append(f"--{key.strip()}={value.strip()}")
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    arguments += [f"--{key}={_written(value)}" for key, value in given.items()]
+    try:
+        parsed: Namespace = parser.parse_args(arguments)
+        text = parser.dump(parsed, skip_none=False)
+        return parser.instantiate(parsed), text
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise _readable(error) from error
 
 
 def lessons_of(run: RunSettings) -> list[Lesson]:
@@ -175,13 +195,14 @@ def _written(value: Any) -> str:
     return json.dumps(value) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _parser() -> Any:
+def recipe_parser(run: type = RunSettings) -> Any:
+    """A parser of jsonargparse for ``run``, a method and how training goes."""
     from jsonargparse import ArgumentParser
 
     methods()  # imported, so that bare class names are found
     parser = ArgumentParser(prog="recipe", exit_on_error=False)
     parser.add_argument("--config", action="config", help="A recipe in YAML.")
-    parser.add_class_arguments(RunSettings, "run")
+    parser.add_class_arguments(run, "run")
     parser.add_subclass_arguments(TuningMethod, "method", required=True)
     parser.add_class_arguments(TrainingSettings, "training")
     parser.set_defaults({"method": {"class_path": "Pivotal"}})

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from torch import Tensor
 from musictune import audio, console
 from musictune.audio import Clip
 from musictune.errors import InputError
-from musictune.files import check_target, move_folder, readable
 from musictune.methods import attach_adapter, save_adapter
 from musictune.methods.base import TuningMethod
 from musictune.metrics.base import concept_score
@@ -29,7 +27,7 @@ from musictune.training.card import draw_alignment, draw_losses, write_card
 from musictune.training.checkpoints import Checkpoint, load_checkpoint
 from musictune.training.diagnostic_plots import write_diagnostics
 from musictune.training.effect import Effect, measure_effect
-from musictune.training.loop import Interrupted, computes_in_bf16, fit
+from musictune.training.loop import computes_in_bf16, fit
 from musictune.training.material import Material, gather
 from musictune.training.mezo import GradientFree, Score
 from musictune.training.previews import (
@@ -41,6 +39,7 @@ from musictune.training.previews import (
 )
 from musictune.training.prior import prior_music
 from musictune.training.recipe import Recipe
+from musictune.training.run_folder import check_run, own_base, published
 from musictune.training.stream import BatchStream
 from musictune.training.tuning import Tuning
 
@@ -59,35 +58,6 @@ class Result:
     folder: Path
     facts: dict[str, int | float | str]
     effect: Effect
-
-
-def working_folder(out: Path) -> Path:
-    """Where a run lies until it is finished."""
-    return out.with_name(f".{out.name}.partial")
-
-
-def check_out(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    """Refuse, before any work, an output that would lose something.
-
-    Raises:
-        InputError: ``out`` exists, an interrupted run lies beside it, or there is none to resume.
-    """
-    out = out.absolute()
-    work = working_folder(out)
-    held = _held(work)
-    if resume:
-        if not held:
-            raise InputError(f"nothing to resume for {out}; run again without --resume")
-        _check_same(recipe.text, (work / "config.yaml").read_text(encoding="utf-8"), out)
-        return
-    clips = [str(lesson.clips) for lesson in recipe.lessons if lesson.clips]
-    reads = [*(clips or [recipe.run.clips]), *[recipe.run.base] * (recipe.run.base != "mini")]
-    check_target(out, overwrite=overwrite, inputs=reads)
-    if held and not overwrite:
-        raise InputError(
-            f"an interrupted run for {out} has checkpoints; go on with --resume, or pass "
-            "--overwrite to start again"
-        )
 
 
 def tune(
@@ -132,25 +102,26 @@ def tune(
             "keep best and objective alignment need something that scores previews; give judges, "
             "or keep last with objective loss"
         )
-    work = working_folder(out)
-    try:
-        if not resume:
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir(parents=True)
-            (work / "config.yaml").write_text(recipe.text, encoding="utf-8")
-        result = _tune(model, clips, recipe, work, resume, judges, callbacks, report)
-    except BaseException as error:
-        if not _held(work):
-            shutil.rmtree(work, ignore_errors=True)
-        elif isinstance(error, KeyboardInterrupt):
-            said = str(error) or "stopped"
-            raise Interrupted(f"{said}; go on with the same command and --resume") from None
-        if isinstance(error, OSError):
-            raise readable(error, out) from error
-        raise
-    shutil.rmtree(work / "checkpoints", ignore_errors=True)
-    move_folder(work, out)
-    return Result(out, result.facts, result.effect)
+    result = published(
+        out,
+        recipe.text,
+        resume,
+        lambda work: _tune(model, clips, recipe, work, resume, judges, callbacks, report),
+    )
+    return replace(result, folder=out)
+
+
+def check_out(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Refuse, before any work, an output that would lose something.
+
+    Raises:
+        InputError: ``out`` exists, an interrupted run lies beside it, or there is none to resume.
+    """
+    clips = [str(lesson.clips) for lesson in recipe.lessons if lesson.clips]
+    check_run(
+        out, recipe.text, [*(clips or [recipe.run.clips]), *own_base(recipe)],
+        resume=resume, overwrite=overwrite,
+    )  # fmt: skip
 
 
 def needs_judges(recipe: Recipe) -> bool:
@@ -187,9 +158,9 @@ def _tune(
         model.half_backbone()
     method = _attached(model, recipe, lessons, checkpoint)
     facts = method.describe()
-    console.say(_summary(facts))
+    console.say(summary(facts))
     if settings.gradient_checkpointing:
-        _save_memory(model)
+        save_memory(model)
     module = _module(model, method, recipe, lessons, checkpoint, judges)
     prompts = preview_prompts(recipe, lessons)
     play = Player(model, method, recipe, prompts, work / "samples")
@@ -217,7 +188,7 @@ def _tune(
             p.stat().st_size for p in (work / "adapter").rglob("*") if p.is_file()
         ),
         "seconds": round(time.monotonic() - began, 1),
-        "peak_memory_bytes": _peak_memory(model.device),
+        "peak_memory_bytes": peak_memory(model.device),
         "tokens_changed": round(effect.tokens_changed, 4),
         "mel_distance_db": round(effect.mel_distance, 2),
     }
@@ -332,18 +303,18 @@ def _kept(work: Path) -> dict[str, int | float | str]:
         "alignment_kept": round(best.alignment, 4),
         "alignment_standard_error": round(float(error), 4) if error else "unknown",
         "alignment_last": round(after, 4),
-        **_stopped(rows[-1]),
+        **stopped(rows[-1]),
     }
 
 
-def _stopped(row: dict[str, str]) -> dict[str, int | float | str]:
+def stopped(row: dict[str, str]) -> dict[str, int | float | str]:
     """Where and why the run ended early, from its last row; nothing if it did not."""
     if not row.get("stopped"):
         return {}
     return {"stopped_step": int(row["step"]), "stopped_because": row["stopped"]}
 
 
-def _save_memory(model: MusicGen) -> None:
+def save_memory(model: MusicGen) -> None:
     enable: Any = getattr(model.backbone, "gradient_checkpointing_enable", None)
     if enable is None:
         console.note("this base has no gradient checkpointing; going on without it")
@@ -351,7 +322,7 @@ def _save_memory(model: MusicGen) -> None:
     enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def _summary(facts: dict[str, int | float | str]) -> str:
+def summary(facts: dict[str, int | float | str]) -> str:
     parts = [str(facts["method"])]
     if "matched_layers" in facts:
         parts.append(f"{facts['matched_layers']} matched layers")
@@ -361,23 +332,9 @@ def _summary(facts: dict[str, int | float | str]) -> str:
     return ", ".join(parts)
 
 
-def _peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
     """Bytes: of the GPU where there is one, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _held(work: Path) -> bool:
-    """Whether an interrupted run has a checkpoint."""
-    return any((work / "checkpoints").glob("step-*"))
-
-
-def _check_same(ours: str, theirs: str, out: Path) -> None:
-    for now, before in zip(ours.splitlines(), theirs.splitlines(), strict=False):
-        if now != before:
-            raise InputError(
-                f"the run to resume for {out} was started with {before.strip()!r}, not "
-                f"{now.strip()!r}; give the same options"
-            )

@@ -33,9 +33,12 @@ from musictune.training.callbacks import AfterStep, read_metrics
 from musictune.training.checkpoints import save_whole
 from musictune.training.loop import Interrupted
 from musictune.training.recipe import Recipe, load_recipe
-from musictune.training.run import Result, tune, working_folder
+from musictune.training.run import Result, tune
+from musictune.training.run_folder import working_folder
 from musictune.training.settings import TrainingSettings
 from musictune.training.stepped import Stepped
+
+pytestmark = pytest.mark.usefixtures("unpainted")
 
 cosines = st.floats(-1, 1)
 
@@ -203,7 +206,7 @@ def test_scoring_changes_nothing_in_training(
     assert not (last.folder / "alignment.png").exists()
 
 
-@pytest.mark.parametrize("step", [3, 5])
+@pytest.mark.parametrize("step", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_ctrl_c_and_resume_keep_the_same_adapter(
     step: int, whole: tuple[Result, Curve], clips: Path, tmp_path: Path
 ) -> None:
@@ -346,12 +349,12 @@ def test_the_score_is_the_mean_over_previews_with_its_standard_error() -> None:
     def ones(clips: Sequence[Clip]) -> Tensor:
         return torch.ones(len(clips))
 
-    scored = KeepBest(lambda: made, loudness, ones, Path())._score(0)
+    scored = KeepBest(lambda: made, loudness, ones, Path()).score(0)
     values = np.array([1.1, 1.2, 1.6]) / 2
     error = values.std(ddof=1) / math.sqrt(3)
     expected = dict(zip(COLUMNS, (0.3, 1.0, values.mean(), error), strict=True))
     assert scored == pytest.approx(expected)
-    assert "alignment_error" not in KeepBest(lambda: made[:1], loudness, ones, Path())._score(0)
+    assert "alignment_error" not in KeepBest(lambda: made[:1], loudness, ones, Path()).score(0)
 
 
 @given(cosines, cosines)

@@ -24,8 +24,11 @@ from musictune.training import checkpoints
 from musictune.training.callbacks import AfterStep, read_metrics
 from musictune.training.loop import Interrupted
 from musictune.training.recipe import Recipe, load_recipe
-from musictune.training.run import Result, tune, working_folder
+from musictune.training.run import Result, tune
+from musictune.training.run_folder import working_folder
 from musictune.training.stepped import Stepped
+
+pytestmark = pytest.mark.usefixtures("unpainted")
 
 STEPS = 5
 
@@ -122,7 +125,7 @@ def test_a_run_is_whole_and_learns(whole: Path) -> None:
     assert "<zorblax>" in (whole / "README.md").read_text()
 
 
-@pytest.mark.parametrize("step", [1, 3, 4])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 3, 4])
 def test_ctrl_c_keeps_a_checkpoint_and_resume_is_exact(
     step: int, clips: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -146,6 +149,7 @@ def test_stopped_twice_is_exact_too(clips: Path, whole: Path, tmp_path: Path) ->
     assert_same_run(out, whole)
 
 
+@pytest.mark.slow  # it goes on from what an interrupt leaves too
 def test_a_killed_process_is_exact_too(clips: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     script = f"""

@@ -20,9 +20,12 @@ from musictune.training.best import KeepBest
 from musictune.training.callbacks import AfterStep, read_metrics
 from musictune.training.loop import Interrupted
 from musictune.training.recipe import load_recipe
-from musictune.training.run import Result, tune, working_folder
+from musictune.training.run import Result, tune
+from musictune.training.run_folder import working_folder
 from musictune.training.settings import TrainingSettings
 from musictune.training.stepped import Stepped
+
+pytestmark = pytest.mark.usefixtures("unpainted")
 
 PEAK_AT_2 = (0.2, 0.5, 0.9, 0.1, 0.9, 0.3, 0.95)
 """Audio alignment at steps 0 to 6: the fourth is as good as the second, not better."""
