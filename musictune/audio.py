@@ -105,10 +105,10 @@ class Clip:
 
         Silence stays as it is.
         """
-        loudness = _loudness(self)
-        if not math.isfinite(loudness):
+        heard = loudness(self)
+        if not math.isfinite(heard):
             return self
-        gain = 10 ** (min(lufs - loudness, _MAX_GAIN_DB) / 20)
+        gain = 10 ** (min(lufs - heard, _MAX_GAIN_DB) / 20)
         gain = min(gain, peak / float(self.wave.abs().max()))
         return replace(self, wave=self.wave * gain)
 
@@ -214,7 +214,7 @@ def _clip(data: Samples, rate: int, path: Path | str) -> Clip:
     return Clip(torch.from_numpy(np.ascontiguousarray(data.T)), rate, source=str(path))
 
 
-def _loudness(clip: Clip) -> float:
+def loudness(clip: Clip) -> float:
     """LUFS; the plain power where BS.1770 is not defined (very short, low rate, 6+ channels)."""
     wave = clip.wave.T.double().numpy()
     if clip.seconds >= 0.5 and clip.sample_rate >= 8_000 and clip.channels <= 5:
