@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
+# A few words are tokenised at a time: waking threads for them takes longer.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # numba keeps what it compiles beside librosa; of two workers that do so at once one may crash.
 os.environ["NUMBA_CACHE_DIR"] = str(
     Path(__file__).parents[1]
@@ -44,6 +48,22 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What is heard is kept apart from the user's own cache, also by processes that tests start."""
     os.environ["MUSICTUNE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def unpainted() -> Iterator[None]:
+    """Pictures are laid out but not painted, which takes longer than all else of a short run."""
+    from matplotlib.figure import Figure
+
+    def savefig(self: Figure, file: Path | BinaryIO, **_: object) -> None:
+        if isinstance(file, Path):
+            file.write_bytes(b"not painted")
+        else:
+            file.write(b"not painted")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", savefig)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -40,13 +40,17 @@ def test_help_names_every_verb_without_importing_torch() -> None:
         (["generate", "x", "--count", "many"], "--count"),
     ],
 )
-def test_a_mistyped_command_is_one_line_and_exit_2(arguments: list[str], hint: str) -> None:
-    result = run(*arguments)
-    assert result.returncode == 2
-    assert result.stderr.startswith("musictune: error: ")
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert hint.lower() in result.stderr.lower()
-    assert "Traceback" not in result.stderr
+def test_a_mistyped_command_is_one_line_and_exit_2(
+    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.startswith("musictune: error: ")
+    assert len(said.strip().splitlines()) == 1
+    assert hint.lower() in said.lower()
+    assert "Traceback" not in said
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from musictune.kernels import codebook_loss
 
 FORWARD = "products, forward"
 INPUT = "products, input gradient"
@@ -22,8 +25,11 @@ REST = "other operations"
 BETWEEN = "between operations"
 CATEGORIES = (FORWARD, INPUT, WEIGHT, ATTENTION, LOSS, OPTIMISER, REST, BETWEEN)
 
-PRODUCTS = ("mm", "bmm", "addmm", "addbmm", "baddbmm", "_linear_pointwise", "linear")
+PRODUCTS = ("mm", "bmm", "addmm", "addmm_", "addbmm", "baddbmm", "_linear_pointwise", "linear")
 """Operations that are matrix products, by name."""
+
+_OF_LOSS = {"_tile": FORWARD, "_add_product": WEIGHT}
+"""What products of the fused loss are, by its function: its forward pass makes gradients too."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,8 @@ class Profile:
     """One step, taken apart.
 
     Attributes:
-        seconds: by category; `BETWEEN` is what no operation accounts for: Python and dispatch.
+        seconds: by category; `LOSS` is the fused loss without its matrix products, which are among
+            the products; `BETWEEN` is what no operation accounts for: Python and dispatch.
         flops: of the matrix products, by category; a multiplication and an addition are two.
         slowest: seconds of the single operations that took longest in all.
     """
@@ -56,18 +63,16 @@ class StepProfile(TorchDispatchMode):
     Args:
         tokens: sizes of the dimension that a weight's gradient sums over: clips times steps, and
             clips times words of their texts.
-        logits: elements of the logits, by which the loss is known.
         device: whose work is waited for.
 
     Attributes:
         phase: ``forward``, ``backward`` or ``optimiser``; the caller sets it.
     """
 
-    def __init__(self, tokens: set[int], logits: int, device: torch.device) -> None:
+    def __init__(self, tokens: set[int], device: torch.device) -> None:
         super().__init__()
         self.phase = "forward"
         self._tokens = tokens
-        self._logits = logits
         self._device = device
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._flops: defaultdict[str, float] = defaultdict(float)
@@ -81,11 +86,16 @@ class StepProfile(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run ``func`` on the clock."""
+        function = _function_of_loss()
+        asked = time.perf_counter()
         start = now(self._device)
+        if function is not None:
+            # Nothing that is dispatched is still under way: this was the wait for a Triton kernel.
+            self._seconds[LOSS] += start - asked
         made = func(*args, **(kwargs or {}))
         taken = now(self._device) - start
         name = func.overloadpacket.__name__
-        category = self._category(name, args, made)
+        category = self._category(name, args, function)
         self._seconds[category] += taken
         self._operations[f"{self.phase}: {name}"] += taken
         if name in PRODUCTS:
@@ -99,17 +109,28 @@ class StepProfile(TorchDispatchMode):
         slowest = sorted(self._operations.items(), key=lambda pair: -pair[1])[:12]
         return Profile(seconds, dict(self._flops), dict(slowest))
 
-    def _category(self, name: str, args: tuple[Any, ...], made: Any) -> str:
+    def _category(self, name: str, args: tuple[Any, ...], function: str | None) -> str:
         if self.phase == "optimiser":
             return OPTIMISER
+        if function is not None:
+            return _OF_LOSS.get(function, INPUT) if name in PRODUCTS else LOSS
         if "attention" in name:
             return ATTENTION
         if name in PRODUCTS:
             if self.phase == "forward":
                 return FORWARD
             return WEIGHT if sums_over(args) in self._tokens else INPUT
-        sizes = [leaf.numel() for leaf in tree_leaves((args, made)) if isinstance(leaf, Tensor)]
-        return LOSS if self._logits in sizes or "nll_loss" in name else REST
+        return REST
+
+
+def _function_of_loss() -> str | None:
+    """Which function of the fused loss runs, forward or backward; None if none does."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename == codebook_loss.__file__:
+            return frame.f_code.co_name
+        frame = frame.f_back
+    return None
 
 
 def sums_over(args: tuple[Any, ...]) -> int:

@@ -150,10 +150,7 @@ def _memory(side: Side, model: MusicGen, batch: Batch) -> dict[str, int]:
 
 
 def _profile(side: Side, batch: Batch) -> Profile:
-    shape = batch.codes.shape
-    steps = side.model.delay(batch.codes, batch.lengths, side.model.pad)[0].shape[-1]
-    logits = shape[0] * shape[1] * steps * side.model.vocabulary
-    watch = StepProfile(sizes_of_sums(side.model, batch), logits, side.model.device)
+    watch = StepProfile(sizes_of_sums(side.model, batch), side.model.device)
     with watch:
         side.step(batch, watch.begin)
     return watch.profile(statistics.median(side.wall))

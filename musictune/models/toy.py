@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,6 +64,18 @@ def toy_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def _built_once(build: Callable[[int, int], Any]) -> Callable[[int, int], Any]:
+    """Copies of what ``build`` makes: a copy takes a fifth of the time."""
+    built = functools.cache(build)
+
+    @functools.wraps(build)
+    def copied(vocabulary: int, channels: int) -> Any:
+        return copy.deepcopy(built(vocabulary, channels))
+
+    return copied
+
+
+@_built_once
 def toy_network(vocabulary: int, channels: int) -> MusicgenForConditionalGeneration:
     """A MusicGen whose text encoder is narrower than its decoder, as the real ones are.
 
@@ -83,6 +98,7 @@ def toy_network(vocabulary: int, channels: int) -> MusicgenForConditionalGenerat
     return _ready(network)
 
 
+@_built_once
 def toy_melody_network(vocabulary: int, channels: int) -> MusicgenMelodyForConditionalGeneration:
     """The same with a decoder that reads melody and text as the beginning of its sequence.
 

@@ -71,7 +71,9 @@ def composer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def bench(toys: SimpleNamespace, composer: None, tmp_path: Path) -> Callable[..., Path]:
+def bench(
+    toys: SimpleNamespace, composer: None, unpainted: None, tmp_path: Path
+) -> Callable[..., Path]:
     def run(*more: str, methods: tuple[str, ...] = (LORA,), **changed: str) -> Path:
         out = tmp_path / "out"
         options = {

@@ -114,8 +114,11 @@ def test_the_beat_can_be_found_again(renderer: Renderer) -> None:
 
 
 @playable
-def test_many_come_in_order_and_alike_on_several_processes(renderer: Renderer) -> None:
-    made = list(render_many(range(12), seconds=1.0, workers=2))
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_many_come_in_order_and_alike_on_several_processes(
+    renderer: Renderer, workers: int
+) -> None:
+    made = list(render_many(range(12), seconds=1.0, workers=workers))
     assert [score for score, _ in made] == [write_score(seed, seconds=1.0) for seed in range(12)]
     for seed, (score, clip) in enumerate(made):
         assert torch.equal(clip.wave, renderer.render(score, seed).wave)

@@ -24,7 +24,6 @@ from musictune.models.musicgen import MusicGen, _spied
 
 PROMPTS = ["a zorblax piano", "slow bright guitar", ""]
 GREEDY = Sampling(top_k=1, guidance=3.0)
-STEPS = 200
 
 CASES: dict[str, TuningMethod] = {
     **{name: kind.toy() for name, kind in methods().items()},
@@ -66,7 +65,7 @@ def attached(case: str, channels: int) -> MusicGen:
     return model
 
 
-def theirs(model: MusicGen) -> Tensor:
+def theirs(model: MusicGen, steps: int) -> Tensor:
     ids, mask = model.tokens(PROMPTS)
     with torch.no_grad(), _spied(model.network.audio_encoder) as decoded:
         model.network.generate(
@@ -74,13 +73,13 @@ def theirs(model: MusicGen) -> Tensor:
             attention_mask=mask,
             do_sample=False,
             guidance_scale=3.0,
-            max_new_tokens=STEPS + 3,
+            max_new_tokens=steps + 3,
         )
     return torch.stack(decoded, 2).flatten(1, 2)
 
 
-def ours(model: MusicGen, given: Tensor | None = None) -> Tensor:
-    seconds = STEPS / model.frame_rate
+def ours(model: MusicGen, steps: int, given: Tensor | None = None) -> Tensor:
+    seconds = steps / model.frame_rate
     heard = [None] * len(PROMPTS) if given is None else list(given)
     asked = [
         Request(prompt, seconds, sampling=GREEDY, given=codes)
@@ -91,25 +90,28 @@ def ours(model: MusicGen, given: Tensor | None = None) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("case", "channels"),
+    ("case", "channels", "steps"),
     [
-        pytest.param(case, channels, marks=() if case in DEFAULT[channels] else pytest.mark.slow)
-        for channels in (1, 2)
-        for case in CASES
+        *((case, channels, 60) for channels, cases in DEFAULT.items() for case in cases),
+        *(
+            pytest.param(case, channels, 200, marks=pytest.mark.slow)
+            for channels in (1, 2)
+            for case in CASES
+        ),
     ],
 )
 def test_greedy_tokens_are_those_of_transformers(
-    case: str, channels: int, plain: dict[int, Tensor]
+    case: str, channels: int, steps: int, plain: dict[int, Tensor]
 ) -> None:
     model = attached(case, channels)
-    made = ours(model)
-    assert torch.equal(made, theirs(model))
+    made = ours(model, steps)
+    assert torch.equal(made, theirs(model, steps))
     # Given columns are heard at once, and leave what playing them leaves.
-    assert torch.equal(ours(model, made[:, :, :90]), made)
-    assert not torch.equal(made[0], plain[channels][0])
+    assert torch.equal(ours(model, steps, made[:, :, : steps // 2]), made)
+    assert not torch.equal(made[0], plain[channels][0, :, :steps])
 
 
 @pytest.fixture(scope="module")
 def plain() -> dict[int, Tensor]:
     """Without any method."""
-    return {channels: ours(MusicGen.toy(channels)) for channels in (1, 2)}
+    return {channels: ours(MusicGen.toy(channels), 200) for channels in (1, 2)}

@@ -75,7 +75,7 @@ def test_what_fits_into_a_window_is_what_the_engine_plays(engine: Engine) -> Non
 
 
 @pytest.mark.usefixtures("quick")
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=4)
 @given(st.floats(1.0, 3.2), st.floats(1.0, 3.2), st.integers(0, 2**62 - 1))
 def test_longer_music_begins_with_shorter_music(one: float, two: float, seed: int) -> None:
     """That of one window alone too, as long as it fills the window."""
@@ -280,7 +280,7 @@ def test_decoding_holds_a_piece_at_a_time() -> None:
     assert seen == [500] and short.samples == 500 * 320
 
 
-@settings(max_examples=200)
+@settings(max_examples=50)
 @given(st.integers(0, 2**62 - 1), st.integers(0, 400), st.integers(0, 3))
 def test_luck_is_a_seed(seed: int, window: int, draw: int) -> None:
     found = luck(seed, window, draw)

@@ -90,6 +90,16 @@ def test_unknown_precisions_are_refused() -> None:
         find_precision("int8", torch.device("cuda"))
 
 
+@pytest.mark.parametrize("tiles", [False, True])
+def test_keys_and_values_are_bf16_only_where_the_cpu_has_tiles(
+    monkeypatch: pytest.MonkeyPatch, tiles: bool
+) -> None:
+    monkeypatch.setattr("musictune.generation.decoder.has_amx", lambda: tiles)
+    decoder = Engine(MusicGen.toy(), "bfloat16").decoder()
+    wanted = torch.bfloat16 if tiles else torch.float32
+    assert decoder.kept == wanted == decoder.cache(2, 8).keys[0].dtype
+
+
 def test_without_fbgemm_music_is_made_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     from musictune.generation import precision
 

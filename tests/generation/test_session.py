@@ -14,9 +14,11 @@ from musictune.models.musicgen import MusicGen
 
 PROMPTS = ["slow piano", "", "fast drums, bright and loud", "dark strings", "flute"]
 
+TOY = MusicGen.toy()
+
 
 def requests(count: int) -> list[Request]:
-    return [Request(PROMPTS[i % 5], 0.3 + 0.7 * (i % 4), seed=i) for i in range(count)]
+    return [Request(PROMPTS[i % 5], 0.2 + 0.3 * (i % 4), seed=i) for i in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +28,13 @@ def model() -> MusicGen:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_music_is_the_same_in_any_batch_and_order(model: MusicGen, precision: str) -> None:
-    engine, asked = Engine(model, precision), requests(7)
+    engine, asked = Engine(model, precision), requests(6)
     alone = dict(engine.play(asked, batch=1))
-    for batch in (3, 7):
+    for batch in (3, 6):
         together = dict(engine.play(asked, batch=batch))
-        assert all(torch.equal(alone[i], together[i]) for i in range(7))
+        assert all(torch.equal(alone[i], together[i]) for i in range(6))
     backwards = dict(engine.play(asked[::-1], batch=2))
-    assert all(torch.equal(alone[i], backwards[6 - i]) for i in range(7))
+    assert all(torch.equal(alone[i], backwards[5 - i]) for i in range(6))
 
 
 def test_lengths_are_exact_and_short_ones_come_first(model: MusicGen) -> None:
@@ -45,11 +47,10 @@ def test_lengths_are_exact_and_short_ones_come_first(model: MusicGen) -> None:
     assert order == [0, 4, 1, 2, 3]
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(st.lists(st.sampled_from(["add", "step", "cancel"]), max_size=40), st.integers(1, 3))
 def test_whatever_happens_the_rest_plays_as_if_alone(events: list[str], batch: int) -> None:
-    model = MusicGen.toy()
-    engine = Engine(model, "float32")
+    engine = Engine(TOY, "float32")
     session, asked, cancelled = Session(engine, batch, longest=1.0), {}, set()
     for number, event in enumerate(events):
         if event == "add":
@@ -84,14 +85,14 @@ def test_codes_grow_as_they_are_known(model: MusicGen) -> None:
     assert all(torch.equal(part, whole[:, : part.shape[1]]) for part in seen)
 
 
-@pytest.mark.parametrize("frames", [0, 1, 2, 3, 25, 59, 60])
+@pytest.mark.parametrize("frames", [0, 1, 2, 3, 25, 34, 35])
 @pytest.mark.parametrize("channels", [1, 2])
 def test_what_was_played_goes_on_the_same_when_given(frames: int, channels: int) -> None:
     """The given columns are heard at once, and must leave what playing them would have left."""
     engine = Engine(MusicGen.toy(channels), "float32")
-    request = Request("slow piano", 1.2, seed=3)
+    request = Request("slow piano", 0.7, seed=3)
     ((_, whole),) = engine.play([request])
-    again = Request("slow piano", 1.2, seed=3, given=whole[:, :frames])
+    again = Request("slow piano", 0.7, seed=3, given=whole[:, :frames])
     ((_, continued),) = engine.play([again])
     assert torch.equal(continued, whole)
 

@@ -68,7 +68,7 @@ def attached(case: str) -> tuple[MusicModel, TuningMethod]:
     return model, method
 
 
-def learn(model: MusicModel, steps: int = 5, lr: float = 2e-2) -> tuple[float, float]:
+def learn(model: MusicModel, steps: int = 3, lr: float = 2e-2) -> tuple[float, float]:
     optimizer = torch.optim.AdamW(trained_parameters(model).values(), lr=lr, weight_decay=0)
     losses = []
     for _ in range(steps + 1):
@@ -218,7 +218,7 @@ def test_what_cannot_be_merged_is_loaded_live_and_scaled(case: str, tmp_path: Pa
 
 def test_one_batch_overfits(case: str) -> None:
     model, _ = attached(case)
-    first, last = learn(model, steps=25, lr=FAST.get(case, 2e-2))
+    first, last = learn(model, steps=15, lr=FAST.get(case, 2e-2))
     assert last < first - 0.005
 
 

@@ -95,9 +95,14 @@ def test_rank_is_seen() -> None:
 
 
 CASES = [name for name in methods() if name != "peft"] + ["dora", "pissa", "ia3"]
+DRAWN = ("pivotal", "full", "dora", "concept_tokens", "bottleneck")
+"""A picture each takes long: one case of every kind of answer, the others are slow."""
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if case in DRAWN else pytest.mark.slow) for case in CASES],
+)
 def test_every_method_is_diagnosed_and_stays_as_it_is(case: str, tmp_path: Path) -> None:
     kinds = {"dora": Peft("dora", {"r": 2}), "pissa": Peft("pissa", {"r": 2}), "ia3": Peft("ia3")}
     method = kinds.get(case) or methods()[case].toy()

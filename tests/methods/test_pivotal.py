@@ -66,7 +66,14 @@ def fits(selection: str, granularity: str) -> bool:
     return only.get(selection, granularity) == granularity
 
 
-CASES = [(s, g) for s in RULES for g in get_args(Granularity) if fits(s, g)]
+CASES = [
+    # Every rule at one granularity, and every granularity with one rule.
+    pytest.param(s, g, marks=() if g in (first, "head") or s == "delta" else pytest.mark.slow)
+    for s in RULES
+    for first in ("element" if fits(s, "element") else "head",)
+    for g in get_args(Granularity)
+    if fits(s, g)
+]
 
 
 @pytest.mark.parametrize(("selection", "granularity"), CASES)

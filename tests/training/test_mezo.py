@@ -25,6 +25,8 @@ from musictune.training.run import tune
 from musictune.training.settings import TrainingSettings
 from musictune.training.stepped import Stepped
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 STEPS = 4
 
 

@@ -20,6 +20,8 @@ from musictune.training.recipe import Recipe, load_recipe
 from musictune.training.run import tune
 from musictune.training.stepped import Stepped
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 STEPS = 8
 
 

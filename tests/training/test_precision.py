@@ -22,6 +22,8 @@ from musictune.training.settings import TrainingSettings
 from musictune.training.stepped import Stepped
 from musictune.training.tuning import Tuning
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 

@@ -29,6 +29,8 @@ from musictune.training.stepped import Stepped
 from musictune.training.stream import BatchStream
 from musictune.training.tuning import Tuning
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 ZORBLAX, QUUX = Concept("zorblax", "piano"), Concept("quux", "drums")
 
 

@@ -185,6 +185,7 @@ def test_one_clip_is_scored_as_far_as_it_goes(tmp_path: Path, clap: str):
     assert "kernel_distance" in numbers["not_computed"]
 
 
+@pytest.mark.slow  # tests/metrics/test_listening.py has it for the features they come from
 def test_scores_are_the_same_to_the_bit_for_any_number_of_workers(tmp_path: Path, clap: str):
     made, mine = music(tmp_path / "made", 220), music(tmp_path / "mine", 300)
     for name in ("000.wav", "001.wav"):  # heard already: other processes start for one set only

@@ -22,6 +22,8 @@ from musictune.metrics.embedders import ClapEmbedder
 from musictune.models.musicgen import MusicGen
 from musictune.training.callbacks import read_metrics
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 
 def command(*arguments: str) -> int:
     with pytest.raises(SystemExit) as left:
@@ -72,7 +74,14 @@ def test_tune_reports_and_writes_a_run(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-@pytest.mark.parametrize("method", ["pivotal", "lora", "dora", "ia3", "full", "concept_tokens"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "pivotal",
+        "concept_tokens",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "dora", "ia3", "full")),
+    ],
+)
 def test_every_method_tunes_and_writes_the_base_itself(
     method: str, place: Path, tmp_path: Path
 ) -> None:
