@@ -177,8 +177,9 @@ class _Run:
         console.say(summary(facts))
         if settings.gradient_checkpointing:
             save_memory(model)
-        goes_on = bool(recipe.align.adapter)
-        reference = Reference(model, method, fresh=not goes_on)
+        # New words are unknown to a method that is switched off.
+        fresh = not recipe.align.adapter and not self.mark
+        reference = Reference(model, method, fresh)
         if self.checkpoint:
             reference.load(self.checkpoint.folder)
         module, stream = self._module(method, pairs, train, held, rewards, reference)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from musictune.data.concepts import Concept
 from musictune.errors import InputError
 from musictune.methods.combined import Combined
@@ -144,10 +146,12 @@ def load_align_recipe(
     parser.add_subclass_arguments(Objective, "objective", required=True)
     parser.add_class_arguments(AlignSettings, "align")
     parser.set_defaults(
-        {"objective": {"class_path": "DPO"}, "training.lr": None, "training.steps": 100,
+        {"training.lr": None, "training.steps": 100,
          "training.keep": "best",
          "training.precision": "fp32", "training.score_every": 25}
     )  # fmt: skip
+    if objective is None and not any(map(_names_objective, configs)):
+        objective = "dpo"
     named = [f"--objective={find_objective(objective).__name__}"] if objective else []
     built, text = parse(parser, configs, sets, overrides, method, named)
     run: RunSettings = built.run
@@ -195,3 +199,12 @@ def _passes(training: TrainingSettings, align: AlignSettings) -> TrainingSetting
             f"{training.batch}; choose a batch that divides {clips}"
         )
     return replace(training, accumulate=clips // training.batch)
+
+
+def _names_objective(config: Path) -> bool:
+    """Whether a recipe says which objective; a default class would lend it its own numbers."""
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return True  # refused with its reason where it is read
+    return isinstance(content, dict) and "objective" in content
