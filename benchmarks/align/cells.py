@@ -40,9 +40,9 @@ from musictune.training.feature_reward import RewardSettings, train_reward
 from musictune.training.objectives import PairObjective
 from musictune.training.objectives.registry import find_objective
 
-PAIRS = 200
+PAIRS = 800
 RATES = {"dpo": 1e-3, "kto": 1e-3, "rloo": 1e-3, "grpo": 1e-3}
-STEPS = {"dpo": 100, "kto": 100, "rloo": 36, "grpo": 36}
+STEPS = {"dpo": 200, "kto": 100, "rloo": 36, "grpo": 36}
 Cell = tuple[str, Callable[[], dict[str, Any]]]
 
 
@@ -55,7 +55,7 @@ def run(
         "training.steps": steps, "training.lr": lr, "training.seconds": SECONDS,
         "training.batch": 4 if paired else 8, "training.seed": seed, "training.keep": "last",
         "training.warmup": 5, "training.score_every": steps, "training.score_seeds": 1,
-        "training.checkpoint_every": 0, "align.held_out_prompts": 0.05,
+        "training.checkpoint_every": 0, "align.held_out_prompts": 0.15,
         "align.least_diversity": 0.0,
     }  # fmt: skip
     recipe = load_align_recipe(overrides=values | changes, method="lora", objective=objective)
@@ -82,7 +82,7 @@ def known(pool: Pool, seeds: Sequence[int]) -> Iterator[Cell]:
                     rate: float = rate, paired: bool = paired, seed: int = seed,
                 ) -> dict[str, Any]:  # fmt: skip
                     if paired:
-                        pairs = pool.pairs(pool.labelled(rule, PAIRS, seed, clear=1 / 3))
+                        pairs = pool.pairs(pool.labelled(rule, PAIRS, seed, clear=2 / 3))
                         towards = Towards(pairs=pairs)
                     else:
                         towards = Towards(PROMPTS, rewards=[reward])

@@ -47,8 +47,8 @@ def in_c_major(clips: Sequence[Clip]) -> Tensor:
 
 
 RULES: dict[str, Callable[[Sequence[Clip]], Tensor]] = {
-    "faster": faster,
     "brighter": brighter,
+    "faster": faster,
     "c_major": in_c_major,
 }
 

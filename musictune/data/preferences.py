@@ -15,6 +15,7 @@ from musictune.console import note
 from musictune.data.vote_files import (
     json_line,
     path_field,
+    read_all,
     read_lines,
     read_ratings,
     read_votes,
@@ -50,6 +51,7 @@ __all__ = [
     "pair_id",
     "position_bias",
     "rater_name",
+    "read_all",
     "read_pairs",
     "read_ratings",
     "read_votes",

@@ -72,6 +72,17 @@ def holds_ratings(path: Path) -> bool:
     return any("value" in row and "choice" not in row for _, row in _first(_rows(path, ())))
 
 
+def read_all(path: Path) -> tuple[list[Vote], list[Rating]]:
+    """Votes and ratings of a store, or what a .jsonl or .csv file has of the two.
+
+    Raises:
+        InputError: as by `read_votes` and `read_ratings`.
+    """
+    if _is_store(path):
+        return read_votes(path), read_ratings(path)
+    return ([], read_ratings(path)) if holds_ratings(path) else (read_votes(path), [])
+
+
 def write_votes(votes: Iterable[Vote], path: Path) -> None:
     """Write votes as .jsonl or .csv.
 

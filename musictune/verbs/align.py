@@ -174,8 +174,7 @@ def _run(recipe: AlignRecipe, out: Path, device: str, resume: bool, overwrite: b
 def _towards(recipe: AlignRecipe) -> Towards:
     from musictune.console import note
     from musictune.data.clips import read_clips
-    from musictune.data.preferences import comparisons, read_ratings, read_votes
-    from musictune.data.vote_remarks import remarks
+    from musictune.data.preferences import comparisons, read_all, remarks
     from musictune.errors import InputError
     from musictune.evaluation.rewards import load_reward
     from musictune.generation.folder import read_prompts
@@ -191,11 +190,11 @@ def _towards(recipe: AlignRecipe) -> Towards:
         raise InputError("a reward needs prompts to play; give --prompts FILE, one a line")
     found = []
     if align.votes:
-        votes = [vote for path in align.votes for vote in read_votes(Path(path))]
-        ratings = [one for path in align.votes for one in read_ratings(Path(path))]
+        read = [read_all(Path(path)) for path in align.votes]
+        votes = [vote for given, _ in read for vote in given]
         for remark in remarks(votes):
             note(remark)
-        found = comparisons(votes, ratings)
+        found = comparisons(votes, [rating for _, rated in read for rating in rated])
     clap = ClapEmbedder.load(recipe.run.embedder or None)
 
     def load(names: Sequence[str]) -> Reward:

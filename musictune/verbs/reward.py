@@ -51,8 +51,7 @@ def reward(
     Example: musictune reward votes.db --out rewards/mine
     """
     from musictune.console import note, say
-    from musictune.data.preferences import comparisons, read_ratings, read_votes, remarks
-    from musictune.data.vote_files import holds_ratings
+    from musictune.data.preferences import comparisons, read_all, remarks
     from musictune.errors import InputError
     from musictune.evaluation.reward_quality import interval
     from musictune.evaluation.reward_run import learn_reward
@@ -64,10 +63,8 @@ def reward(
     if features not in KINDS:
         raise InputError(f"--features {features!r} is unknown; choose {', '.join(KINDS)}")
     check_target(out, overwrite=overwrite, inputs=[votes])
-    stored = votes.suffix.lower() in (".db", ".sqlite", ".sqlite3")
-    rated = stored or holds_ratings(votes)
-    given = read_votes(votes) if stored or not rated else []
-    compared = comparisons(given, read_ratings(votes) if rated else [])
+    given, rated = read_all(votes)
+    compared = comparisons(given, rated)
     for line in remarks(given):
         note(line)
     # Before minutes of listening.

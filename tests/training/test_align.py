@@ -28,6 +28,7 @@ from musictune.training.stepped import Stepped
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 PROMPTS = ["slow piano", "fast drums", "loud organ", "calm harp"]
 PAIRED = sorted(name for name, kind in objectives().items() if issubclass(kind, PairObjective))
 PLAYED = sorted(set(objectives()) - set(PAIRED))
@@ -357,6 +358,24 @@ def test_the_recipe_of_a_run_gives_the_run_again(tmp_path: Path) -> None:
     again = load_align_recipe([out / "config.yaml"])
     assert again.text == (out / "config.yaml").read_text(encoding="utf-8")
     assert again.objective.name == "grpo"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("align_*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_finishes_two_steps(path: Path, tmp_path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 40
+    assert text.startswith("# musictune align ")
+    values = {
+        "training.steps": 2, "training.seconds": 0.4, "align.held_out_prompts": 0.25,
+        "training.preview_seconds": 0.3, "training.score_seeds": 1, "training.lr": 0.02,
+        "training.patience": 0,
+    }  # fmt: skip
+    read = load_align_recipe([path], overrides=values, method="lora")
+    given = towards(read.objective.name)
+    if "--then" in text.splitlines()[0]:
+        given = Towards(PROMPTS, rewards=[level, lambda clips: -level(clips)])
+    found = align(MusicGen.toy(), read, given, tmp_path / "run")
+    assert found.effect.tokens_changed > 0
 
 
 def test_kept_scales_are_plain_json(tmp_path: Path) -> None:
