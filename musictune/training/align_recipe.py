@@ -168,6 +168,11 @@ def load_align_recipe(
         )
     align: AlignSettings = built.align
     chosen = built.method
+    if align.adapter and method:
+        raise InputError(
+            f"method {method} cannot go on with the adapter of {align.adapter}, which has its own; "
+            "leave --method or --adapter out"
+        )
     if marks := marks_of(built.objective):
         chosen = Combined([ConceptTokens(list(marks)), chosen])
         if align.adapter:

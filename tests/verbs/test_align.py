@@ -44,7 +44,7 @@ def align(parts: Path, *more: object) -> int:
         main(
             [
                 "align", "--base", str(parts / "base"), "--embedder", str(parts / "clap"),
-                "--device", "cpu", "--method", "lora", "--steps", "3", "--lr", "0.02",
+                "--device", "cpu", "--steps", "3", "--lr", "0.02",
                 "--seconds", "0.4", "--set", "training.preview_seconds=0.3",
                 "--set", "training.score_seeds=2", "--set", "training.warmup=0",
                 *map(str, more),
@@ -57,7 +57,8 @@ def test_votes_become_an_adapter(
     parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    assert align(parts, "--votes", parts / "votes.jsonl", "--out", out) == 0
+    lora = ["--method", "lora"]
+    assert align(parts, "--votes", parts / "votes.jsonl", "--out", out, *lora) == 0
     said = capsys.readouterr().out
     assert "text alignment" in said
     assert f"--adapter {out}" in said
@@ -73,7 +74,7 @@ def test_a_reward_becomes_an_adapter_and_says_what_it_cost(
     out = tmp_path / "run"
     arguments = ["--objective", "rloo", "--reward", "text_alignment", "--reward", "quality=0.5"]
     arguments += ["--prompts", parts / "prompts.txt", "--set", "align.prompts_per_step=2"]
-    assert align(parts, *arguments, "--out", out) == 0
+    assert align(parts, *arguments, "--method", "lora", "--out", out) == 0
     said = capsys.readouterr().out
     for name in ("held out reward", "held out kl", "diversity", "text alignment"):
         assert name in said
@@ -106,6 +107,9 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no such key": (["--votes", "{root}/votes.jsonl", "--set", "align.colour=1"], "colour"),
     "no such adapter": (["--votes", "{root}/votes.jsonl", "--adapter", "{root}/no"], "no"),
     "nothing to resume": (["--votes", "{root}/votes.jsonl", "--resume"], "nothing to resume"),
+    "a method beside an adapter": (
+        ["--votes", "{root}/votes.jsonl", "--method", "lora", "--adapter", "{root}"], "has its own"
+    ),
     "no such base": (["--votes", "{root}/votes.jsonl", "--base", "{root}/no"], "no"),
 }  # fmt: skip
 
