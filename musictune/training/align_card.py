@@ -35,7 +35,7 @@ def draw_alignment(folder: Path) -> None:
     across = min(3, len(curves))
     down = -(-len(curves) // across)
     figure = Figure(figsize=(3.1 * across, 2.2 * down), dpi=120, layout="constrained")
-    places = figure.subplots(down, across, squeeze=False).flat
+    places = list(figure.subplots(down, across, squeeze=False).flat)
     for axes, (name, points) in zip(places, curves.items(), strict=False):
         marker = "o" if len(points) < 30 else ""
         axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, linewidth=1.2)
@@ -107,8 +107,8 @@ def write_align_card(
         "",
         "Rewards are in standard deviations of what the model played before. `kl` is in nats per "
         "token, of the model from what it was, over the music it plays; held-out prompts are "
-        "never trained on, but the step was chosen by them, which flatters. A reward that rises "
-        "while text alignment or variety fall is being gamed: listen.",
+        "never trained on, but where a reward chose the step it was by them, which flatters. A "
+        "reward that rises while text alignment or variety fall is being gamed: listen.",
         "",
         "![figures over steps](alignment.png)",
         "",

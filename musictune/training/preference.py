@@ -82,7 +82,7 @@ class Preference(Tuning):
             places = list(range(at, min(at + size, len(self.held))))
             compared = self._compared(self.held, places, self._held_before)
             losses.append(self.objective.loss(compared))
-            right.append((_margin(compared) > 0).float())
+            right.append(_right(compared))
         self.figures["held_out_accuracy"] = float(torch.cat(right).mean())
         return float(torch.cat(losses).mean())
 
@@ -136,12 +136,17 @@ def _margin(pairs: Compared) -> Tensor:
     return (chosen - (pairs.rejected - pairs.rejected_reference)).detach()
 
 
+def _right(pairs: Compared) -> Tensor:
+    """1 where the policy leans the right way, a half where it does not lean, else 0."""
+    return (_margin(pairs).sign() + 1) / 2
+
+
 def _told(pairs: Compared) -> dict[str, float]:
     """Figures of a batch: ``drift`` is nats per token that chosen clips became likelier."""
     margin = _margin(pairs)
     drift = (pairs.chosen.detach() - pairs.chosen_reference) / pairs.chosen_tokens
     return {
         "margin": float(margin.mean()),
-        "accuracy": float((margin > 0).float().mean()),
+        "accuracy": float(_right(pairs).mean()),
         "drift": float(drift.mean()),
     }

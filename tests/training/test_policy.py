@@ -153,3 +153,28 @@ def test_an_error_inside_the_reference_leaves_the_policy_as_it_was() -> None:
     with pytest.raises(KeyboardInterrupt), reference():
         raise KeyboardInterrupt
     assert all(torch.equal(w, now[n]) for n, w in trained_parameters(model).items())
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_what_the_engine_plays_is_drawn_from_the_policy_that_is_weighed(guidance: float) -> None:
+    """Of what is drawn from p, log p is minus the entropy on the mean, at every token."""
+    from musictune.generation import Engine, Sampling
+
+    model, _ = attached()
+    moved(model)
+    with torch.no_grad():
+        for weight in model.backbone.lm_heads.parameters():
+            weight *= 4  # far from even, so that another policy would be told
+    made, _ = Engine(model, "float32").rollout(
+        ["slow piano"] * 48, 0.5, 0, Sampling(top_k=0, guidance=guidance), batch=48
+    )
+
+    def gap(guidance: float) -> float:
+        """Deviations from zero of the mean of log p plus entropy."""
+        with torch.no_grad():
+            found = likelihood(model, made, None, guidance)
+        excess = (found.tokens + found.entropy)[found.mask]
+        return float(excess.mean() / excess.std() * len(excess) ** 0.5)
+
+    assert abs(gap(guidance)) < 3.5
+    assert abs(gap(4.0 - guidance)) > 8, "another policy is told from it"
