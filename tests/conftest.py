@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,9 @@ from musictune import console
 
 # Before anything imports Triton. Where there is a GPU its kernels are compiled and run there.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+# A shell that starts this in the background has Ctrl-C ignored, and what is started here as well.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # two threads on two busy cores can be ten times slower than one
 
 

@@ -2,6 +2,7 @@
 
     python benchmarks/align/pool.py --out POOL
     OMP_NUM_THREADS=1 python benchmarks/align/cells.py known --pool POOL --out CELLS
+    OMP_NUM_THREADS=1 python benchmarks/align/cells.py as_played --pool POOL --out CELLS
     OMP_NUM_THREADS=1 python benchmarks/align/cells.py other_judge --pool POOL --out CELLS
     OMP_NUM_THREADS=1 python benchmarks/align/cells.py staged --pool POOL --out CELLS
     OMP_NUM_THREADS=1 python benchmarks/align/cells.py noise --pool POOL --out CELLS
@@ -176,7 +177,26 @@ class _Learned:
         return self.reward(torch.stack(rows).float()).float()
 
 
-EXPERIMENTS = {"known": known, "other_judge": other_judge, "staged": staged, "noise": noise}
+def as_played(pool: Pool, seeds: Sequence[int]) -> Iterator[Cell]:
+    """The policy is the model under guidance 3, as it is played when it is measured."""
+    for seed in seeds:
+        for rule, reward in RULES.items():
+            yield (
+                f"{rule}-rloo_guided-{seed}",
+                lambda reward=reward, seed=seed: run(  # type: ignore[misc]
+                    "rloo", Towards(PROMPTS, rewards=[reward]), seed, STEPS["rloo"], RATES["rloo"],
+                    **{"align.guidance": 3.0},
+                ),
+            )  # fmt: skip
+
+
+EXPERIMENTS = {
+    "known": known,
+    "as_played": as_played,
+    "other_judge": other_judge,
+    "staged": staged,
+    "noise": noise,
+}
 
 
 def main() -> None:
