@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import RATES
+from cells import COUNTS, RATES
 from matplotlib.figure import Figure
 from measure import best_of
 from pool import PROMPTS, Pool
@@ -23,6 +23,7 @@ from scipy import stats
 UNITS = {"faster": "onsets/s", "brighter": "octaves", "c_major": "correlation"}
 BESIDE = ("text_alignment", "judged_text", "quality", "diversity")
 Cells = dict[str, dict[str, Any]]
+WAYS = (*RATES, "rloo_guided")
 
 
 def main() -> None:
@@ -38,6 +39,7 @@ def main() -> None:
         for folder in sorted(asked.cells.iterdir())
     }
     base = cells["known"]["base"]
+    cells["known"] |= cells.get("as_played", {})
     print("\n".join(_known(cells["known"], base, pool)))
     if "other_judge" in cells:
         print("\n".join(_arms(cells["other_judge"], base, "CLAP's text alignment as reward")))
@@ -61,7 +63,7 @@ def _known(cells: Cells, base: dict[str, Any], pool: Pool) -> list[str]:
             f"| {rule} ({base[rule]:.2f} {UNITS[rule]}) | base | 0 | 0 | "
             + " | ".join(f"{base[name]:.3f}" for name in BESIDE) + " |"
         )  # fmt: skip
-        for objective in RATES:
+        for objective in WAYS:
             found = [
                 cell for name, cell in cells.items() if name.startswith(f"{rule}-{objective}-")
             ]
@@ -107,7 +109,7 @@ def _noise(cells: Cells) -> list[str]:
         "| rule | pairs | 0 % wrong | 10 % | 30 % |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for rule in RULES:
-        for count in (50, 200, 1000):
+        for count in COUNTS:
             shown = [
                 _interval(cells[f"reward-{rule}-{count}-{share}"]["accuracy"], sign=False)
                 for share in (0.0, 0.1, 0.3)
@@ -135,7 +137,7 @@ def _plus(values: Sequence[float]) -> str:
 def _draw_known(cells: Cells, base: dict[str, Any], pool: Pool, path: Path) -> None:
     figure = Figure(figsize=(10, 3.4), dpi=120, layout="constrained")
     for axes, rule in zip(figure.subplots(1, 3), RULES, strict=True):
-        for objective in RATES:
+        for objective in WAYS:
             found = [
                 cell for name, cell in cells.items() if name.startswith(f"{rule}-{objective}-")
             ]
@@ -159,10 +161,10 @@ def _draw_noise(cells: Cells, path: Path) -> None:
     figure = Figure(figsize=(10, 3), dpi=120, layout="constrained")
     for axes, rule in zip(figure.subplots(1, 3, sharey=True), RULES, strict=True):
         for share in (0.0, 0.1, 0.3):
-            up = [np.mean(cells[f"reward-{rule}-{n}-{share}"]["accuracy"]) for n in (50, 200, 1000)]
-            axes.semilogx((50, 200, 1000), up, marker="o", label=f"{share:.0%} wrong labels")
+            up = [np.mean(cells[f"reward-{rule}-{n}-{share}"]["accuracy"]) for n in COUNTS]
+            axes.semilogx(COUNTS, up, marker="o", label=f"{share:.0%} wrong labels")
         axes.axhline(0.5, color="grey", linewidth=0.6)
-        axes.set(title=rule, xlabel="pairs", xticks=(50, 200, 1000), xticklabels=(50, 200, 1000))
+        axes.set(title=rule, xlabel="pairs", xticks=COUNTS, xticklabels=COUNTS)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("held-out pairs right")
     figure.axes[0].legend(frameon=False, fontsize=8)
