@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from measure import SECONDS, evaluate
-from pool import PROMPTS, Pool
+from pool import PROMPTS, Pool, pool_features
 from rules import RULES
 from torch import Tensor
 
@@ -110,9 +110,9 @@ def other_judge(pool: Pool, seeds: Sequence[int]) -> Iterator[Cell]:
 def staged(pool: Pool, seeds: Sequence[int]) -> Iterator[Cell]:
     """MusicRL's R (quality and text), U (a reward learned from votes), R then U, and both mixed.
 
-    The votes are labelled by brightness, which R knows nothing of.
+    The votes are for C major, which R knows nothing of.
     """
-    user = _Learned(pool, "brighter")
+    user = _Learned(pool, "c_major")
     first = Weighted({"quality": (SignalQuality(), 1.0), "text": (_clap(), 1.0)})
     mixed = Weighted(
         {"quality": (SignalQuality(), 0.5), "text": (_clap(), 0.5), "user": (user, 1.0)}
@@ -164,19 +164,18 @@ def _clap() -> Reward:
 
 
 class _Learned:
-    """Reward: Bradley-Terry on CLAP embeddings, from 1,000 pairs that a rule labelled."""
+    """Reward: Bradley-Terry on the pool's features, from 1,000 pairs that a rule labelled."""
 
     def __init__(self, pool: Pool, rule: str) -> None:
         places = pool.labelled(rule, 1000, 0)
-        self.clap = ClapEmbedder.load(None)
+        self.hears = pool_features()
         self.reward, _ = train_reward(
             pool.features[[i for i, _ in places]], pool.features[[j for _, j in places]],
             [pool.texts[i] for i, _ in places], RewardSettings(held_out=0.0),
         )  # fmt: skip
 
     def __call__(self, clips: Sequence[Clip]) -> Tensor:
-        rows = [torch.as_tensor(one).mean(0) for one in self.clap.audio(clips)]
-        return self.reward(torch.stack(rows).float()).float()
+        return self.reward(torch.stack([self.hears.hear(clip) for clip in clips])).float()
 
 
 def as_played(pool: Pool, seeds: Sequence[int]) -> Iterator[Cell]:

@@ -21,6 +21,7 @@ from musictune.generation import Engine
 from musictune.metrics.embedders import ClapEmbedder
 from musictune.models import load_model
 from musictune.training.pairs import Pairs
+from musictune.training.reward_features import ClipFeatures, build_features
 
 LEADS = (
     "piano", "acoustic guitar", "electric guitar and drums", "saxophone and double bass", "strings",
@@ -36,19 +37,24 @@ def make(out: Path, clips: int = CLIPS) -> None:
     model = load_model("mini", "cpu")
     engine = Engine(model)
     heard: dict[str, list[float]] = {}
-    rows, features, judges, clap = [], [], measures(), ClapEmbedder.load(None)
+    rows, features, judges, hears = [], [], measures(), pool_features()
     for number, prompt in enumerate(track(PROMPTS, "pool")):
         made, _ = engine.rollout([prompt] * clips, SECONDS, 1000 * number, batch=clips)
         sound = model.decode(replace(made, texts=(prompt,) * clips))
         rows += list(made.codes)
         for name, judge in judges.items():
             heard.setdefault(name, []).extend(judge(sound).tolist())
-        features += [torch.from_numpy(np.asarray(one)).mean(0) for one in clap.audio(sound)]
+        features += [hears.hear(clip) for clip in sound]
     out.mkdir(parents=True, exist_ok=True)
     tensors = {"codes": torch.stack(rows), "features": torch.stack(features).float()}
     save_file(tensors, out / "pool.safetensors")
     texts = [prompt for prompt in PROMPTS for _ in range(clips)]
     (out / "pool.json").write_text(json.dumps({"texts": texts, "values": heard}))
+
+
+def pool_features() -> ClipFeatures:
+    """What learned rewards hear: CLAP and the base's states, by a base of their own."""
+    return build_features("both", ClapEmbedder.load(None), load_model("mini", "cpu"))
 
 
 class Pool:
@@ -58,7 +64,7 @@ class Pool:
         texts: the prompt of each clip.
         values: ``(clips,)`` by measure.
         codes: ``(clips, codebooks, frames)``.
-        features: ``(clips, width)`` CLAP embeddings.
+        features: ``(clips, width)`` of `pool_features`.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -92,7 +92,7 @@ def _best(pool: Pool, rule: str, count: int) -> tuple[float, float]:
 
 
 def _arms(cells: Cells, base: dict[str, Any], title: str) -> list[str]:
-    names = ("brighter", "text_alignment", "judged_text", "quality", "diversity", "kl")
+    names = ("c_major", "text_alignment", "judged_text", "quality", "diversity", "kl")
     lines = ["", f"### {title}", "", f"| | seeds | {' | '.join(names)} |", "|---" * 8 + "|"]
     arms = dict.fromkeys(name.rsplit("-", 1)[0] for name in cells)
     rows = {"base": [base], **{arm: [c for n, c in cells.items() if n.rsplit("-", 1)[0] == arm]

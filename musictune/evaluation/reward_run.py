@@ -192,8 +192,8 @@ def _figures(run: LearnedRun) -> list[str]:
 
 
 def _parts(reward: LearnedReward) -> list[str]:
-    named = {"embedder": "embedder", "codec": "base"}
-    return [named[part] for part in reward.features.keys]
+    named = {"embedder": "embedder", "codec": "base", "language": "base"}
+    return list(dict.fromkeys(named[part] for part in reward.features.keys))
 
 
 _USE = (

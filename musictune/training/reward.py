@@ -90,7 +90,8 @@ class LearnedReward:
         Args:
             folder: of `musictune reward`.
             embedder: needed by features ``clap`` and ``both``; see :func:`reward_needs`.
-            model: needed by ``codec``, ``tokens`` and ``both``: only its codec is used.
+            model: needed by all features but ``clap``; ``states`` and ``both`` must have one of
+                their own, untouched by what is being tuned.
 
         Raises:
             InputError: no such folder, a damaged or newer one, or an embedder or codec other than
@@ -103,7 +104,7 @@ class LearnedReward:
         )
         for part, key in config["keys"].items():
             if features.keys.get(part) != key:
-                option = {"embedder": "embedder", "codec": "base"}.get(part, part)
+                option = {"codec": "base", "language": "base"}.get(part, part)
                 raise InputError(
                     f"reward {folder} has learned with the {part} {key} "
                     f"({config.get(option, 'unnamed')}), not {features.keys.get(part)}; give it "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,9 +21,10 @@ from musictune.errors import InputError
 from musictune.metrics.base import Listener
 from musictune.models.base import MusicModel
 from musictune.models.musicgen import MusicGen
+from musictune.training.policy import likelihood
 
-Kind = Literal["clap", "codec", "tokens", "both"]
-KINDS: tuple[Kind, ...] = ("clap", "codec", "tokens", "both")
+Kind = Literal["clap", "states", "both", "codec", "tokens"]
+KINDS: tuple[Kind, ...] = ("clap", "states", "both", "codec", "tokens")
 
 _TABLE = 64
 """Principal components kept of each table of token embeddings."""
@@ -149,14 +151,38 @@ class TokenFeatures(ClipFeatures):
         return (counts / codes.shape[1]).float().flatten()
 
 
+class StateFeatures(ClipFeatures):
+    """What the base's language model makes of a clip: its last states, mean over time.
+
+    MusicRL (arXiv 2402.04229) begins its user reward from the language model too; here that stays
+    frozen, and must be a model of its own, not the one that is being tuned. It reads the prompt.
+    """
+
+    kind = "states"
+
+    def __init__(self, model: MusicGen) -> None:
+        self.model = model
+        self.keys = {"codec": model.codec_key, "language": _language_key(model)}
+
+    @torch.no_grad()
+    def hear(self, clip: Clip) -> Tensor:
+        """``(width,)``."""
+        batch = self.model.encode([clip])
+        frames = self.model.frames(self.model.max_seconds)
+        batch = replace(
+            batch, codes=batch.codes[..., :frames], lengths=batch.lengths.clamp(max=frames)
+        )
+        return likelihood(self.model, batch).states[0].mean(0).cpu()
+
+
 class BothFeatures(ClipFeatures):
-    """`ClapFeatures` and `CodecFeatures` side by side."""
+    """`ClapFeatures` and `StateFeatures` side by side."""
 
     kind = "both"
 
-    def __init__(self, clap: ClapFeatures, codec: CodecFeatures) -> None:
-        self.parts: tuple[ClipFeatures, ...] = (clap, codec)
-        self.keys = clap.keys | codec.keys
+    def __init__(self, clap: ClapFeatures, states: StateFeatures) -> None:
+        self.parts: tuple[ClipFeatures, ...] = (clap, states)
+        self.keys = clap.keys | states.keys
 
     def hear(self, clip: Clip) -> Tensor:
         """The two rows, one after the other."""
@@ -178,7 +204,7 @@ def build_features(
     Args:
         kind: one of `KINDS`.
         embedder: for ``clap`` and ``both``; one that reads text.
-        model: for ``codec``, ``tokens`` and ``both``: its codec, and its tables of embeddings.
+        model: for all but ``clap``: its codec, and its tables of embeddings or its states.
         tables: kept from an earlier run, instead of the model's.
 
     Raises:
@@ -192,8 +218,14 @@ def build_features(
         raise InputError(f"features {kind} need a base model for its codec, but none is given")
     if kind == "tokens":
         return TokenFeatures(model)
-    codec = CodecFeatures(model, tables)
-    return codec if kind == "codec" else BothFeatures(ClapFeatures(_reader(kind, embedder)), codec)
+    if kind == "codec":
+        return CodecFeatures(model, tables)
+    if not isinstance(model, MusicGen):
+        raise InputError(f"base {model.base} has no states to learn from; use features clap")
+    states = StateFeatures(model)
+    return (
+        states if kind == "states" else BothFeatures(ClapFeatures(_reader(kind, embedder)), states)
+    )
 
 
 def _reader(kind: str, embedder: Listener | None) -> AudioTextEmbedder:
@@ -250,6 +282,16 @@ def _tables(model: MusicModel) -> list[Tensor]:
         raise InputError(f"base {model.base} keeps no tables of codec tokens; use features clap")
     tables = model.network.decoder.model.decoder.embed_tokens
     return [table.weight.detach().float().cpu() for table in tables]
+
+
+def _language_key(model: MusicGen) -> str:
+    """Short hash of the weights that states depend on, beside the codec."""
+    digest = hashlib.sha256()
+    for part in (model.text_encoder, model.backbone):
+        for name, weight in sorted(part.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 @torch.no_grad()

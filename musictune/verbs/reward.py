@@ -16,13 +16,12 @@ def reward(
     features: Annotated[
         str,
         typer.Option(
-            help="What it knows of a clip: clap (sound and prompt), codec (the base's tokens by "
-            "its embeddings), both, or tokens (the same tokens, embeddings learned from nothing)."
+            help="What it knows of a clip: clap (sound and prompt), states (what the base's "
+            "language model makes of it), both, codec (the base's tokens by its embeddings), or "
+            "tokens (the same tokens, embeddings learned from nothing)."
         ),
-    ] = "clap",
-    base: Annotated[
-        str, typer.Option(help="Base model whose codec codec and tokens use.")
-    ] = "mini",
+    ] = "both",
+    base: Annotated[str, typer.Option(help="Base model that hears, for all but clap.")] = "mini",
     embedder: Annotated[
         str, typer.Option(help="CLAP folder or Hub id for clap; the bundled one by default.")
     ] = "",

@@ -22,6 +22,7 @@ from musictune.training.reward_features import (
     KINDS,
     ClapFeatures,
     CodecFeatures,
+    StateFeatures,
     build_features,
     hear_comparisons,
     leading_tables,
@@ -90,8 +91,13 @@ def test_rows_have_what_they_say(embedder: ClapEmbedder, model: MusicGen) -> Non
     shares = build_features("tokens", model=model).hear(clip)
     assert float(shares.sum()) == pytest.approx(model.codebooks)
     assert build_features("both", embedder, model).hear(clip).shape[0] == (
-        len(row) + len(CodecFeatures(model).hear(clip))
+        len(row) + len(StateFeatures(model).hear(clip))
     )
+    states = StateFeatures(model).hear(clip)
+    assert states.shape == (model.network.decoder.config.hidden_size,)
+    assert not torch.equal(states, StateFeatures(model).hear(tone(440.0, "drums", 3.0)))
+    long = StateFeatures(model).hear(tone(440.0, seconds=2 * model.max_seconds))
+    assert torch.isfinite(long).all(), "what does not fit the model is left out"
 
 
 def test_a_clip_of_one_frame_can_be_heard(model: MusicGen) -> None:
@@ -118,6 +124,17 @@ def test_a_judge_does_not_move_with_the_model(embedder: ClapEmbedder, tmp_path: 
     assert torch.equal(LearnedReward.load(tmp_path, model=model)([tone(500.0)]), before)
 
 
+def test_states_of_another_language_model_are_refused(
+    embedder: ClapEmbedder, tmp_path: Path
+) -> None:
+    model = MusicGen.toy()
+    learned("states", embedder, model).save(tmp_path)
+    with torch.no_grad():
+        next(model.backbone.parameters()).add_(0.1)
+    with pytest.raises(InputError, match=r"learned with the language .* \(mini\), not"):
+        LearnedReward.load(tmp_path, model=model)
+
+
 def test_another_embedder_or_codec_is_refused(
     embedder: ClapEmbedder, model: MusicGen, tmp_path: Path
 ) -> None:
@@ -140,7 +157,7 @@ def test_another_embedder_or_codec_is_refused(
 def test_what_reads_no_text_is_no_clap() -> None:
     with pytest.raises(InputError, match="reads no text"):
         build_features("clap", EncodecEmbedder.toy())
-    with pytest.raises(InputError, match="'mel' are unknown; choose clap, codec"):
+    with pytest.raises(InputError, match="'mel' are unknown; choose clap, states"):
         build_features("mel")
 
 

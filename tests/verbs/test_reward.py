@@ -58,7 +58,7 @@ def test_from_votes_to_scores(
     write_votes(votes(parts), tmp_path / "votes.jsonl")
     out = tmp_path / "out"
     clap, base = parts / "clap", parts / "base"
-    given = (tmp_path / "votes.jsonl", "--out", out, "--features", "both", "--held-out", 0.3)
+    given = (tmp_path / "votes.jsonl", "--out", out, "--features", "codec", "--held-out", 0.3)
     assert run(*given, "--embedder", clap, "--base", base, "--members", 3) == 0
     printed = capsys.readouterr()
     assert f"{out}: learned from 11 of 16 comparisons of 16 prompts" in printed.out
@@ -67,8 +67,8 @@ def test_from_votes_to_scores(
     names = {path.name for path in out.iterdir()}
     wanted = {"README.md", "curve.png", "metrics.csv", "model.safetensors", "reward.json"}
     assert names == wanted
-    assert reward_needs(out) == (str(clap), str(base))
-    loaded = LearnedReward.load(out, embedder=ClapEmbedder.load(clap), model=MusicGen.load(base))
+    assert reward_needs(out) == (None, str(base))
+    loaded = LearnedReward.load(out, model=MusicGen.load(base))
     high, low = (
         loaded([read(parts / f"{i:02d}-{side}.wav") for i in range(PROMPTS)])
         for side in ("high", "low")
@@ -96,9 +96,12 @@ def test_ratings_make_comparisons(
     ]
     write_ratings(ratings, tmp_path / "ratings.csv")
     out = tmp_path / "out"
-    code = run(tmp_path / "ratings.csv", "--out", out, "--embedder", parts / "clap")
+    more = ("--embedder", parts / "clap", "--base", parts / "base")
+    code = run(tmp_path / "ratings.csv", "--out", out, *more)
     assert code == 0, capsys.readouterr().err
-    assert json.loads((out / "reward.json").read_text())["keys"].keys() == {"embedder"}
+    keys = json.loads((out / "reward.json").read_text())["keys"].keys()
+    assert keys == {"embedder", "codec", "language"}, "by default it hears with both"
+    assert reward_needs(out) == (str(parts / "clap"), str(parts / "base"))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +128,7 @@ def test_bad_options(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     file = tmp_path / "votes.jsonl"
     write_votes(votes(parts), file)
     for option, words in (
-        (("--features", "mel"), "'mel' is unknown; choose clap, codec"),
+        (("--features", "mel"), "'mel' is unknown; choose clap, states"),
         (("--members", 0), "members 0 cannot be used; choose 1 to 100"),
         (("--held-out", 1), "held_out 1.0 cannot be used"),
         (("--embedder", tmp_path / "none"), "embedder"),
