@@ -86,4 +86,5 @@ def _alphas(counts: Array, weights: Array, values: Array, level: Level) -> Array
         observed = (weights * 2 * np.maximum(spread, 0) / (each - 1)).sum(1)
         expected = 2 * number * (totals * np.square(points)).sum(1) / (number - 1)
     varies = (totals > 0).sum(1) > 1
-    return np.where(varies, 1 - observed / np.where(varies, expected, 1.0), math.nan)
+    with np.errstate(invalid="ignore"):  # what does not vary may have no agreement either
+        return np.where(varies, 1 - observed / np.where(varies, expected, 1.0), math.nan)

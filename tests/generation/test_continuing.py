@@ -58,7 +58,8 @@ def test_codes_of_whole_frames(seconds: float, rate: int, channels: int) -> None
     codes = encode_long(TOY, clip)
     assert codes.shape == (4, samples // 320)
     whole = TOY.encode([clip]).codes[0]
-    assert torch.equal(codes[:, :-2], whole[:, : codes.shape[1] - 2])
+    kept = max(codes.shape[1] - 2, 0)
+    assert torch.equal(codes[:, :kept], whole[:, :kept])
 
 
 def test_less_than_a_frame_cannot_be_continued() -> None:

@@ -128,7 +128,14 @@ def test_preference_tokens_tell_liked_from_disliked(tmp_path: Path) -> None:
     assert "<liked> PROMPT" in (out / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("objective", ["rloo", "grpo", "reinforce"])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        "rloo",
+        pytest.param("grpo", marks=pytest.mark.slow),
+        pytest.param("reinforce", marks=pytest.mark.slow),
+    ],
+)
 def test_rewards_rise(objective: str, tmp_path: Path) -> None:
     long = {
         "training.steps": 20, "training.score_every": 20, "training.lr": 0.02,
