@@ -71,7 +71,7 @@ def _known(cells: Cells, base: dict[str, Any], pool: Pool) -> list[str]:
                 continue
             moved = [(cell[rule] - base[rule]) / base[f"{rule}_sd"] for cell in found]
             lines.append(
-                f"| | {objective} ({len(found)} seed{"s" * (len(found) > 1)}) | {_interval(moved)} | "
+                f"| | {objective}, seeds: {len(found)} | {_interval(moved)} | "
                 f"{np.mean([cell['kl'] for cell in found]):.1f} | "
                 + " | ".join(f"{np.mean([cell[name] for cell in found]):.3f}" for name in BESIDE)
                 + " |"
