@@ -60,7 +60,7 @@ def per_token(pairs: Compared) -> tuple[Tensor, ...]:
     return tuple(value / count for value, count in zip(whole(pairs), tokens, strict=True))
 
 
-def alike(objective: PairObjective, pairs: Compared, theirs: Tensor) -> None:
+def assert_alike(objective: PairObjective, pairs: Compared, theirs: Tensor) -> None:
     """Equal losses, and equal gradients of their mean."""
     ours = objective.loss(pairs)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
@@ -74,13 +74,13 @@ def alike(objective: PairObjective, pairs: Compared, theirs: Tensor) -> None:
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_dpo(trl: TRL, pairs: Compared, smoothing: float) -> None:
     theirs = trl.dpo("sigmoid", whole(pairs), beta=0.1, label_smoothing=smoothing)
-    alike(DPO(0.1, smoothing), pairs, theirs)
+    assert_alike(DPO(0.1, smoothing), pairs, theirs)
 
 
 @needs_trl
 def test_robust_dpo(trl: TRL, pairs: Compared) -> None:
     theirs = trl.dpo("robust", whole(pairs), beta=0.1, label_smoothing=0.2)
-    alike(DPO(0.1, 0.2, robust=True), pairs, theirs)
+    assert_alike(DPO(0.1, 0.2, robust=True), pairs, theirs)
 
 
 @needs_trl
@@ -88,14 +88,14 @@ def test_dpo_winner(trl: TRL, pairs: Compared) -> None:
     """TRL adds rpo_alpha times the mean over all chosen tokens; ours is the mean over clips of
     each one's mean, so that the two agree per clip and for clips of one length."""
     theirs = trl.dpo("sigmoid", whole(pairs), beta=0.1, label_smoothing=0.0)
-    alike(DPOWinner(0.1, 0.7), pairs, theirs - 0.7 * per_token(pairs)[0])
+    assert_alike(DPOWinner(0.1, 0.7), pairs, theirs - 0.7 * per_token(pairs)[0])
 
 
 @needs_trl
 def test_ipo(trl: TRL, pairs: Compared) -> None:
     """TRL divides the log-probabilities by the clips' lengths before it calls the loss."""
     theirs = trl.dpo("ipo", per_token(pairs), beta=10.0, label_smoothing=0.0)
-    alike(IPO(10.0), pairs, theirs)
+    assert_alike(IPO(10.0), pairs, theirs)
 
 
 @needs_trl
@@ -110,28 +110,28 @@ def test_kto(trl: TRL, pairs: Compared, shift: float) -> None:
     moved = Compared(
         *whole(pairs), pairs.chosen_tokens, pairs.rejected_tokens, mismatched=mismatched
     )
-    alike(KTO(0.1, 1.5, 0.8), moved, theirs.unflatten(0, (2, PAIRS)).mean(0))
+    assert_alike(KTO(0.1, 1.5, 0.8), moved, theirs.unflatten(0, (2, PAIRS)).mean(0))
 
 
 @needs_trl
 def test_simpo(trl: TRL, pairs: Compared) -> None:
     """TRL takes gamma / beta off the margin and multiplies by beta afterwards."""
     theirs = trl.cpo("simpo", *per_token(pairs)[:2], beta=2.0, simpo_gamma=1.0)
-    alike(SimPO(2.0, 1.0), pairs, theirs)
+    assert_alike(SimPO(2.0, 1.0), pairs, theirs)
 
 
 @needs_trl
 def test_cpo(trl: TRL, pairs: Compared) -> None:
     """TRL adds cpo_alpha times the mean over all chosen tokens, ours per clip."""
     theirs = trl.cpo("sigmoid", *whole(pairs)[:2], beta=0.1)
-    alike(CPO(0.1, 0.5), pairs, theirs - 0.5 * per_token(pairs)[0])
+    assert_alike(CPO(0.1, 0.5), pairs, theirs - 0.5 * per_token(pairs)[0])
 
 
 @needs_trl
 def test_orpo(trl: TRL, pairs: Compared) -> None:
     """TRL takes the mean of beta log sigmoid off the likelihood of all chosen tokens."""
     chosen, rejected = per_token(pairs)[:2]
-    alike(ORPO(0.1), pairs, -chosen - trl.orpo(chosen, rejected, beta=0.1))
+    assert_alike(ORPO(0.1), pairs, -chosen - trl.orpo(chosen, rejected, beta=0.1))
 
 
 # --- rollouts ---
