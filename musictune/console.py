@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -104,7 +105,10 @@ def quiet_transformers() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # Such as that the lowest mel bands of every AST are empty.
+            warnings.filterwarnings("ignore", module="transformers")
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:

@@ -36,29 +36,20 @@ class Batch:
         return replace(self, codes=self.codes.to(device), lengths=self.lengths.to(device))
 
 
-class MusicModel(nn.Module, ABC):
-    """A text-to-music model that can be tuned.
+class TunableModel(nn.Module, ABC):
+    """What tuning methods need to know of a model, whatever it does with sound.
 
     Attributes:
         base: the name or path it was loaded from, as the user gave it.
-        sample_rate: Hz of the audio it reads and makes.
-        max_seconds: longest music it was trained on.
         targets: regular expression over names of modules in ``backbone`` worth adapting.
-        tokenizer: transformers tokenizer of the texts.
-        concepts: learned concepts that the tokenizer knows.
+        causal: whether a step may see only those before it; what mixes steps is then refused.
+        concepts: learned concepts that its tokenizer knows, if it has one.
     """
 
     base: str
-    sample_rate: int
-    max_seconds: float
     targets: str
-    tokenizer: Any
+    causal: bool = False
     concepts: list[Concept]
-
-    @property
-    @abstractmethod
-    def codec_key(self) -> str:
-        """Short hash of the codec: tokens cached under equal keys are equal."""
 
     @property
     @abstractmethod
@@ -66,9 +57,13 @@ class MusicModel(nn.Module, ABC):
         """The part that methods may wrap or change."""
 
     @property
+    def text_encoder(self) -> nn.Module | None:
+        """The part that reads a text; None where there is none."""
+        return None
+
     @abstractmethod
-    def text_encoder(self) -> nn.Module:
-        """The part that reads the text; concept tokens become rows of its embedding."""
+    def nll(self, batch: Any) -> Tensor:
+        """The native training loss, ``(clips,)`` in nats, one per clip."""
 
     def half_backbone(self) -> None:
         """Hold the backbone's weights in bfloat16, once, and compute with them as they are.
@@ -77,6 +72,36 @@ class MusicModel(nn.Module, ABC):
         codec stay as they are, so tokens and what an adapter is recognised by do not change.
         """
         self.backbone.to(torch.bfloat16)
+
+    @classmethod
+    @abstractmethod
+    def toy(cls) -> Self:
+        """A random model of a few thousand weights, built offline, for tests."""
+
+
+class MusicModel(TunableModel):
+    """A text-to-music model that can be tuned.
+
+    Attributes:
+        sample_rate: Hz of the audio it reads and makes.
+        max_seconds: longest music it was trained on.
+        tokenizer: transformers tokenizer of the texts.
+    """
+
+    sample_rate: int
+    max_seconds: float
+    causal = True
+    tokenizer: Any
+
+    @property
+    @abstractmethod
+    def codec_key(self) -> str:
+        """Short hash of the codec: tokens cached under equal keys are equal."""
+
+    @property
+    @abstractmethod
+    def text_encoder(self) -> nn.Module:
+        """The part that reads the text; concept tokens become rows of its embedding."""
 
     @abstractmethod
     def encode(self, clips: Sequence[Clip]) -> Batch:
@@ -95,8 +120,3 @@ class MusicModel(nn.Module, ABC):
     @abstractmethod
     def decode(self, batch: Batch) -> list[Clip]:
         """Codec tokens to audio."""
-
-    @classmethod
-    @abstractmethod
-    def toy(cls) -> Self:
-        """A random model of a few thousand weights, built offline, for tests."""
