@@ -22,7 +22,7 @@ from musictune.errors import AudioError, InputError
 # The first that is there: the AudioFolder convention, then what `generate` writes.
 MANIFESTS = ("metadata.jsonl", "manifest.jsonl")
 
-_FILE_KEYS = ("file_name", "file", "path")  # AudioFolder, `generate`, audiocraft
+FILE_KEYS = ("file_name", "file", "path")  # AudioFolder, `generate`, audiocraft
 _TEXT_KEYS = ("text", "caption", "description", "prompt")
 _LONGEST_LINE = 2**20
 _MOST_LINES = 1_000_000
@@ -38,12 +38,14 @@ class Source:
         name: its path within the folder or manifest, for reports.
         caption: from the manifest, empty if it has none.
         origin: the recording it was cut from, if the manifest says so.
+        captions: all that the manifest's list ``captions`` says of it, besides ``caption``.
     """
 
     path: Path
     name: str
     caption: str = ""
     origin: str = ""
+    captions: tuple[str, ...] = ()
 
 
 def discover(path: Path | str) -> list[Source]:
@@ -69,7 +71,7 @@ def discover(path: Path | str) -> list[Source]:
             return _from_manifest(path / name)
     if not os.access(path, os.R_OK | os.X_OK):
         raise InputError(f"folder {path} cannot be read: no permission; check its owner and mode")
-    sources = [Source(file, str(file.relative_to(path))) for file in _walk(path)]
+    sources = [Source(file, str(file.relative_to(path))) for file in audio_files(path)]
     if not sources:
         kinds = ", ".join(sorted(AUDIO_SUFFIXES))
         raise InputError(f"folder {path} holds no audio; put in files ending in {kinds}")
@@ -99,7 +101,8 @@ def written_caption(source: Source) -> str:
     return _text(entry)
 
 
-def _walk(folder: Path) -> list[Path]:
+def audio_files(folder: Path) -> list[Path]:
+    """Audio in a folder and all below it, by suffix, sorted; nothing hidden, no linked folders."""
     found = []
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -114,20 +117,26 @@ def _walk(folder: Path) -> list[Path]:
 def _from_manifest(manifest: Path) -> list[Source]:
     folder = manifest.parent
     sources = []
-    for number, entry in _entries(manifest):
+    for number, entry in json_lines(manifest):
         where = f"manifest {manifest} line {number}"
-        name = next((entry[key] for key in _FILE_KEYS if entry.get(key)), None)
+        name = next((entry[key] for key in FILE_KEYS if entry.get(key)), None)
         if not isinstance(name, str):
-            raise InputError(f"{where} names no file; add {' or '.join(_FILE_KEYS)}")
-        path = _inside(folder, name, where)
+            raise InputError(f"{where} names no file; add {' or '.join(FILE_KEYS)}")
+        path = inside(folder, name, where)
         origin = entry.get("source")
-        sources.append(Source(path, name, _text(entry), origin if isinstance(origin, str) else ""))
+        origin = origin if isinstance(origin, str) else ""
+        sources.append(Source(path, name, _text(entry), origin, _texts(entry)))
     if not sources:
         raise InputError(f"manifest {manifest} is empty; it needs one JSON object per line")
     return sources
 
 
-def _inside(folder: Path, name: str, where: str) -> Path:
+def inside(folder: Path, name: str, where: str) -> Path:
+    """The path that a list names, which must lie in ``folder``.
+
+    Raises:
+        InputError: it leads out of it; ``where`` says which line names it.
+    """
     if "\0" in name or "://" in name:
         raise InputError(f"{where} names {name!r}; only files in {folder} can be used")
     root = folder.resolve()
@@ -142,8 +151,12 @@ def _inside(folder: Path, name: str, where: str) -> Path:
     return path
 
 
-def _entries(manifest: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON object of each line with the line's number."""
+def json_lines(manifest: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The JSON object of each line with the line's number.
+
+    Raises:
+        InputError: no regular file, damaged, not an object, or too large.
+    """
     if not manifest.is_file():
         raise InputError(f"manifest {manifest} is not a regular file; give a .jsonl file")
     with gzip.open(manifest) if manifest.suffix == ".gz" else manifest.open("rb") as file:
@@ -178,6 +191,14 @@ def _text(entry: dict[str, Any]) -> str:
         if isinstance(entry.get(key), str) and entry[key].strip():
             return _tidy(entry[key])
     return ""
+
+
+def _texts(entry: dict[str, Any]) -> tuple[str, ...]:
+    """The list ``captions``, as `musictune compose` writes it."""
+    listed = entry.get("captions")
+    if not isinstance(listed, list):
+        return ()
+    return tuple(_tidy(text) for text in listed if isinstance(text, str) and text.strip())
 
 
 def _tidy(text: str) -> str:
