@@ -43,9 +43,9 @@ def dense(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
         bias = None if module.bias is None else module.bias.float()
         return module.weight.float(), bias
     shape = getattr(module, "in_features", None) or _find_inputs(module)
-    if shape is None:
+    if shape is None or getattr(module, "remembers", False):  # or hears what another layer reads
         return None
-    like = next(module.parameters())
+    like = _plain_weight(module)
     zero = module(torch.zeros(1, shape, device=like.device, dtype=like.dtype))[0].float()
     unit = torch.eye(shape, device=like.device, dtype=like.dtype)
     weight = (module(unit).float() - zero).t().contiguous()
@@ -217,7 +217,7 @@ class Live:
 
     def __init__(self, module: nn.Module, state: torch.dtype) -> None:
         self.module, self.state = module, state
-        self.dtype = next(module.parameters()).dtype
+        self.dtype = _plain_weight(module).dtype
 
     def __call__(self, x: Tensor) -> Tensor:
         made: Tensor = self.module(x.to(self.dtype)).to(self.state)
@@ -248,6 +248,13 @@ def _fbgemm() -> Iterator[None]:
 
 def _hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _plain_weight(module: nn.Module) -> Tensor:
+    """A weight of the base's own layer: what methods add to a base in bf16 is fp32."""
+    while isinstance(inner := getattr(module, "base", None), nn.Module):
+        module = inner
+    return next(module.parameters())
 
 
 def _find_inputs(module: Any) -> int | None:

@@ -22,13 +22,13 @@ from musictune.methods.pivotal import Pivotal
 from musictune.methods.registry import find
 from musictune.methods.sparse_change import SparseChange, read_changes
 from musictune.methods.storage import load_json, save_json
-from musictune.models.base import MusicModel
+from musictune.models.base import TunableModel
 
 _SCHEMA = 1
 _TAUGHT = "_taught_by"  # on a model: which adapter each word came from
 
 
-def save_adapter(model: MusicModel, method: TuningMethod, folder: Path) -> None:
+def save_adapter(model: TunableModel, method: TuningMethod, folder: Path) -> None:
     """Write what ``method`` learned on ``model``: ``adapter.json`` and a folder per method."""
     folder.mkdir(parents=True, exist_ok=True)
     identity = identity_behind(model, method)
@@ -48,7 +48,7 @@ def save_adapter(model: MusicModel, method: TuningMethod, folder: Path) -> None:
     save_json(content, folder / "adapter.json")
 
 
-def attach_adapter(model: MusicModel, folder: Path) -> TuningMethod:
+def attach_adapter(model: TunableModel, folder: Path) -> TuningMethod:
     """Attach an adapter live: it can be trained on, disabled, merged.
 
     Args:
@@ -77,7 +77,7 @@ def attach_adapter(model: MusicModel, folder: Path) -> TuningMethod:
 
 
 def load_adapter(
-    model: MusicModel, folder: Path, weight: float = 1.0, depth: Depth | None = None
+    model: TunableModel, folder: Path, weight: float = 1.0, depth: Depth | None = None
 ) -> list[Concept]:
     """Merge an adapter into ``model``. Several can follow each other, if their words differ.
 
@@ -187,7 +187,7 @@ def adapter_folder(folder: Path) -> Path:
     raise InputError(f"adapter {folder} {reason}; give the folder that tune wrote")
 
 
-def fingerprint(model: MusicModel) -> str:
+def fingerprint(model: TunableModel) -> str:
     """A hash of the parts of a base that no method changes: text encoder and codec.
 
     Word embeddings are left out. :func:`musictune.methods.identity.identity_of` says more.
@@ -195,7 +195,7 @@ def fingerprint(model: MusicModel) -> str:
     return identity_of(model).fingerprint
 
 
-def _check_base(model: MusicModel, content: dict[str, Any], folder: Path) -> None:
+def _check_base(model: TunableModel, content: dict[str, Any], folder: Path) -> None:
     ours, saved = identity_of(model), content.get("identity")
     reason = None
     if isinstance(saved, dict):
@@ -212,7 +212,7 @@ def _check_base(model: MusicModel, content: dict[str, Any], folder: Path) -> Non
     )
 
 
-def _check_words(model: MusicModel, folder: Path) -> None:
+def _check_words(model: TunableModel, folder: Path) -> None:
     known = {concept.name for concept in model.concepts}
     for name in concept_names(folder):
         if name in known:

@@ -7,6 +7,8 @@ never holds anything of a method and no position shifts.
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from musictune.errors import InputError
 from musictune.methods.base import matched_modules
-from musictune.models.base import MusicModel
+from musictune.models.base import TunableModel
 
 MEMORIES = "memories"
 """Where a block has its memories: a ``ModuleDict`` by the names of their methods."""
@@ -26,7 +28,7 @@ _PREFIX = "musictune_methods_"
 _PLAIN = ("sdpa", "eager")
 
 
-def attention_blocks(model: MusicModel, targets: str, method: str) -> dict[str, Any]:
+def attention_blocks(model: TunableModel, targets: str, method: str) -> dict[str, Any]:
     """The attention blocks of the backbone whose names ``targets`` finds.
 
     Raises:
@@ -34,12 +36,20 @@ def attention_blocks(model: MusicModel, targets: str, method: str) -> dict[str, 
             stand for.
     """
     found = matched_modules(model.backbone, targets, (nn.Module,))
-    needed = ("q_proj", "k_proj", "v_proj", "num_heads", "scaling")
+    needed = ("q_proj", "k_proj", "v_proj", "scaling")
     blocks = {n: m for n, m in found.items() if all(hasattr(m, part) for part in needed)}
     if not blocks:
         raise InputError(
-            f"targets {targets!r} matched no attention block, only "
-            f"{', '.join(list(found)[:3])}; name blocks such as self_attn"
+            f"targets {targets!r} matched no attention block that method {method} fits, only "
+            f"{', '.join(list(found)[:3])}; such are self_attn of MusicGen and attention of an AST "
+            "or wav2vec 2.0"
+        )
+    alone = next((name for name, block in blocks.items() if not _asks(block)), None)
+    if alone is not None:
+        raise InputError(
+            f"method {method} does not fit {type(model.backbone).__name__}, whose {alone} computes "
+            "attention by itself; use an AST, wav2vec 2.0 or HuBERT, or another method, such as "
+            "lora or bottleneck"
         )
     plain = _plain_name(model.backbone)
     if plain not in _PLAIN:
@@ -48,6 +58,17 @@ def attention_blocks(model: MusicModel, targets: str, method: str) -> dict[str, 
             f"{plain}; load the base with one of them"
         )
     return blocks
+
+
+def heads_of(attention: Any) -> int:
+    """How many heads an attention block has."""
+    return int(getattr(attention, "num_heads", None) or attention.num_attention_heads)
+
+
+def _asks(block: nn.Module) -> bool:
+    """Whether a block calls the function that its config names, which ours can stand in for."""
+    code = getattr(inspect.unwrap(type(block).forward), "__code__", None)
+    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
 
 
 def follow(backbone: Any) -> None:
@@ -75,9 +96,6 @@ def _register(name: str) -> None:
 
 def _attending(name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-    from transformers.models.musicgen.modeling_musicgen import eager_attention_forward
-
-    plain = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
 
     def attend(
         module: nn.Module,
@@ -87,6 +105,14 @@ def _attending(name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         attention_mask: Tensor | None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
+        # Each family has an eager function of its own; they differ in the precision of a softmax.
+        family = sys.modules[type(module).__module__]
+        plain = ALL_ATTENTION_FUNCTIONS.get_interface(
+            name, getattr(family, "eager_attention_forward", None)
+        )
+        memories = [m for m in getattr(module, MEMORIES, {}).values() if m.scale != 0]
+        for memory in memories:
+            key, value, attention_mask = memory.around(key, value, attention_mask)
         term: Any = next(iter(getattr(module, RELATIVE, {}).values()), None)
         if term is None or term.scale == 0:
             output, weights = plain(module, query, key, value, attention_mask, **options)
@@ -94,9 +120,10 @@ def _attending(name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
             output, weights = term.attend(
                 plain, module, query, key, value, attention_mask, **options
             )
-        for memory in getattr(module, MEMORIES, {}).values():
-            if memory.scale != 0:
-                output = output + memory.answer(module, query, attention_mask)
+        for memory in memories:
+            answer = memory.answer(module, query, attention_mask)
+            if answer is not None:
+                output = output + answer
         return output, weights
 
     return attend

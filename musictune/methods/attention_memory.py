@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from musictune.methods.attention_function import MEMORIES, attention_blocks, follow
+from musictune.methods.attention_function import MEMORIES, attention_blocks, follow, heads_of
 from musictune.methods.inserted import Inserted, InsertedModule, require_count, require_seed
-from musictune.models.base import Batch, MusicModel
+from musictune.models.base import TunableModel
 
 
 class Memory(InsertedModule):
@@ -34,13 +34,20 @@ class Memory(InsertedModule):
 
     @abstractmethod
     def pairs(self, attention: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values for ``attention``, each ``(heads, entries, head size)``."""
+        """Keys and values for ``attention``, each ``(heads, entries, head size)``, or with clips
+        before that."""
+
+    def around(
+        self, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the block itself is given; as it is, unless a memory has reason to change it."""
+        return key, value, mask
 
     def heard(self, mask: Tensor | None) -> Tensor | None:
         """Where this memory may be heard, to be multiplied with ``(clips, heads, steps, size)``."""
         return None
 
-    def answer(self, attention: Any, query: Tensor, mask: Tensor | None) -> Tensor:
+    def answer(self, attention: Any, query: Tensor, mask: Tensor | None) -> Tensor | None:
         """What is added to the block's output, before its output projection.
 
         Args:
@@ -49,7 +56,7 @@ class Memory(InsertedModule):
             mask: the block's own, as its attention function gets it.
 
         Returns:
-            ``(clips, steps, heads, head size)``.
+            ``(clips, steps, heads, head size)``, or None for nothing.
         """
         keys, values = (
             part.to(query.dtype).expand(len(query), -1, -1, -1) for part in self.pairs(attention)
@@ -83,22 +90,22 @@ class Remembering(Inserted):
         """The arguments that build this method again."""
         return {"length": self.length, "targets": self.targets, "seed": self.seed}
 
-    def check(self, model: MusicModel) -> None:
+    def check(self, model: TunableModel) -> None:
         """Refuse targets that match no attention block, or one that cannot have a memory."""
         self._blocks(model)
 
     @torch.no_grad()
-    def prepare(self, model: MusicModel, batches: Iterator[Batch]) -> None:
+    def prepare(self, model: TunableModel, batches: Iterator[Any]) -> None:
         """Begin with states that the base itself has on the first batch, drawn with ``seed``."""
         self._start = self._look(model, next(batches))
 
     @abstractmethod
-    def _look(self, model: MusicModel, batch: Batch) -> dict[str, Tensor]:
+    def _look(self, model: TunableModel, batch: Any) -> dict[str, Tensor]:
         """``(length, width)`` states to begin with, by names of blocks."""
 
     @abstractmethod
-    def _memories(self, blocks: dict[str, Any]) -> dict[str, Memory]:
-        """A memory per block."""
+    def _memories(self, model: TunableModel, blocks: dict[str, Any]) -> dict[str, Memory]:
+        """A memory per block of ``model``."""
 
     def draw(self, states: Tensor) -> Tensor:
         """``length`` rows of ``states``, with ``seed``."""
@@ -113,9 +120,9 @@ class Remembering(Inserted):
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randn(self.length, width, generator=generator)
 
-    def _insert(self, model: MusicModel) -> dict[str, InsertedModule]:
+    def _insert(self, model: TunableModel) -> dict[str, InsertedModule]:
         blocks = self._blocks(model)
-        memories = self._memories(blocks)
+        memories = self._memories(model, blocks)
         for name, block in blocks.items():
             if not hasattr(block, MEMORIES):
                 setattr(block, MEMORIES, nn.ModuleDict())
@@ -123,7 +130,7 @@ class Remembering(Inserted):
         follow(model.backbone)
         return dict(memories)
 
-    def _remove(self, model: MusicModel) -> None:
+    def _remove(self, model: TunableModel) -> None:
         for name in self._attached():
             block: Any = model.backbone.get_submodule(name)
             del block.memories[self.name]
@@ -131,5 +138,16 @@ class Remembering(Inserted):
                 del block.memories
         follow(model.backbone)
 
-    def _blocks(self, model: MusicModel) -> dict[str, Any]:
+    def _blocks(self, model: TunableModel) -> dict[str, Any]:
         return attention_blocks(model, self.targets, self.name)
+
+
+def split_heads(rows: Tensor, attention: Any) -> Tensor:
+    """``(..., entries, width)`` to ``(..., heads, entries, head size)``."""
+    return rows.unflatten(-1, (heads_of(attention), -1)).transpose(-3, -2)
+
+
+def projected(states: Tensor, attention: Any) -> tuple[Tensor, Tensor]:
+    """The block's own keys and values of ``(..., entries, width)`` states, split into heads."""
+    key, value = attention.k_proj, attention.v_proj
+    return split_heads(key(states), attention), split_heads(value(states), attention)

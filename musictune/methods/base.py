@@ -7,13 +7,13 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from musictune.errors import InputError
-from musictune.models.base import Batch, MusicModel
+from musictune.models.base import MusicModel, TunableModel
 
 
 class TuningMethod(ABC):
@@ -31,6 +31,10 @@ class TuningMethod(ABC):
     learning_rate: float
     """What suits this method when a recipe names no rate."""
 
+    encoder_learning_rate: float = 5e-3
+    """The same on an audio encoder that learns labels; by default that of the study of adapters for
+    AST (Cappellazzo et al. 2023, arXiv 2312.03694)."""
+
     mergeable: ClassVar[bool] = True
     """Whether ``merge`` can fold the change into plain weights; what cannot has a ``scale``, 0..1,
     that stands for the weight of an adapter, and is used live."""
@@ -41,14 +45,14 @@ class TuningMethod(ABC):
     needs_gradients: bool = False
     """Whether it steers training through gradients; ``mezo``, which has none, is then refused."""
 
-    def check(self, model: MusicModel) -> None:  # noqa: B027
+    def check(self, model: TunableModel) -> None:  # noqa: B027
         """Refuse at once what ``attach`` would refuse after minutes of preparation.
 
         Raises:
             InputError: no layer matches, or an option does not fit the model.
         """
 
-    def prepare(self, model: MusicModel, batches: Iterator[Batch]) -> None:  # noqa: B027
+    def prepare(self, model: TunableModel, batches: Iterator[Any]) -> None:  # noqa: B027
         """Look before attaching: selection happens here. ``model`` leaves as it came.
 
         Args:
@@ -57,19 +61,19 @@ class TuningMethod(ABC):
         """
 
     @abstractmethod
-    def attach(self, model: MusicModel) -> None:
+    def attach(self, model: TunableModel) -> None:
         """Change ``model`` in place and freeze all that is not trained.
 
         Raises:
             InputError: no layer matched, or an option does not fit the model.
         """
 
-    def penalty(self, model: MusicModel) -> Tensor | None:
+    def penalty(self, model: TunableModel) -> Tensor | None:
         """An extra loss, or None."""
         return None
 
     def before_step(  # noqa: B027
-        self, model: MusicModel, optimizer: torch.optim.Optimizer, step: int, steps: int
+        self, model: TunableModel, optimizer: torch.optim.Optimizer, step: int, steps: int
     ) -> None:
         """Called before the first forward pass of each optimiser step.
 
@@ -84,7 +88,7 @@ class TuningMethod(ABC):
         """
 
     def after_step(  # noqa: B027
-        self, model: MusicModel, optimizer: torch.optim.Optimizer, step: int, steps: int
+        self, model: TunableModel, optimizer: torch.optim.Optimizer, step: int, steps: int
     ) -> None:
         """Called after the optimiser moved, with the same ``step`` as :meth:`before_step`.
 
@@ -94,16 +98,16 @@ class TuningMethod(ABC):
 
     @abstractmethod
     @contextlib.contextmanager
-    def disabled(self, model: MusicModel) -> Iterator[None]:
+    def disabled(self, model: TunableModel) -> Iterator[None]:
         """Inside, ``model`` computes exactly what the base does: a free reference policy."""
 
     @abstractmethod
-    def save(self, model: MusicModel, folder: Path) -> None:
+    def save(self, model: TunableModel, folder: Path) -> None:
         """Write the learned weights (safetensors) and a JSON config into ``folder``."""
 
     @classmethod
     @abstractmethod
-    def load(cls, model: MusicModel, folder: Path) -> Self:
+    def load(cls, model: TunableModel, folder: Path) -> Self:
         """Attach to ``model`` what ``save`` wrote.
 
         Raises:
@@ -111,14 +115,14 @@ class TuningMethod(ABC):
         """
 
     @abstractmethod
-    def merge(self, model: MusicModel, weight: float = 1.0) -> None:
+    def merge(self, model: TunableModel, weight: float = 1.0) -> None:
         """Fold ``weight`` times the change into the plain weights and detach.
 
         Afterwards ``model`` has the base's own modules and no trace of the method.
         """
 
     @abstractmethod
-    def detach(self, model: MusicModel) -> None:
+    def detach(self, model: TunableModel) -> None:
         """Undo ``attach``: ``model`` is the base again, to the bit."""
 
     @abstractmethod
@@ -128,7 +132,21 @@ class TuningMethod(ABC):
     @classmethod
     @abstractmethod
     def toy(cls) -> Self:
-        """An instance that suits ``MusicModel.toy()``, for the contract tests."""
+        """An instance that suits ``TunableModel.toy()``, for the contract tests."""
+
+
+def music_model(model: TunableModel, method: str) -> MusicModel:
+    """``model``, if it reads texts and makes music.
+
+    Raises:
+        InputError: it only listens.
+    """
+    if not isinstance(model, MusicModel):
+        raise InputError(
+            f"method {method} is for models that make music from a text, and {model.base!r} only "
+            "listens; choose another method, such as lora or bottleneck"
+        )
+    return model
 
 
 def trained_parameters(module: nn.Module) -> dict[str, torch.nn.Parameter]:

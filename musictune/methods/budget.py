@@ -10,16 +10,21 @@ from musictune.errors import InputError
 
 Scope = Literal["global", "matrix"]
 
-SELF_ATTENTION = "self_attn"
+# Self-attention is called self_attn in MusicGen and attention in audio encoders; those of CLAP have
+# their projections a level deeper, and no _proj behind their names.
+_SELF = r"(self_attn|(^|\.)attention)"
 _CROSS = "encoder_attn"
+_CLAP = r"(^|\.)attention"
 _SHORT = {
-    "query": rf"{SELF_ATTENTION}\.q_proj$",
-    "key": rf"{SELF_ATTENTION}\.k_proj$",
-    "value": rf"{SELF_ATTENTION}\.v_proj$",
-    "output": rf"{SELF_ATTENTION}\.out_proj$",
-    "self_attention": rf"{SELF_ATTENTION}\.(q|k|v|out)_proj$",
+    "query": rf"{_SELF}\.q_proj$|{_CLAP}\.self\.query$",
+    "key": rf"{_SELF}\.k_proj$|{_CLAP}\.self\.key$",
+    "value": rf"{_SELF}\.v_proj$|{_CLAP}\.self\.value$",
+    "output": rf"{_SELF}\.(o|out)_proj$|{_CLAP}\.output\.dense$",
+    "self_attention": rf"{_SELF}\.(q|k|v|o|out)_proj$"
+    rf"|{_CLAP}\.(self\.(query|key|value)|output\.dense)$",
     "cross_attention": rf"{_CROSS}\.(q|k|v|out)_proj$",
-    "feed_forward": r"\.fc[12]$",
+    "feed_forward": r"\.fc[12]$|\.(intermediate|output)_dense$"
+    r"|(?<!attention)\.(intermediate|output)\.dense$",
 }
 _SHORT["all"] = "|".join(_SHORT[name] for name in ("self_attention", "cross_attention"))
 _SHORT["all"] += "|" + _SHORT["feed_forward"]

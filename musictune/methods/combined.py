@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from musictune.methods.base import TuningMethod, trained_parameters
 from musictune.methods.concept_tokens import ConceptTokens
 from musictune.methods.pivotal import Pivotal
 from musictune.methods.storage import load_json, save_json
-from musictune.models.base import Batch, MusicModel
+from musictune.models.base import TunableModel
 
 
 class Combined(TuningMethod):
@@ -40,12 +40,12 @@ class Combined(TuningMethod):
         self.frozen_base = all(method.frozen_base for method in methods)
         self.needs_gradients = any(method.needs_gradients for method in methods)
 
-    def check(self, model: MusicModel) -> None:
+    def check(self, model: TunableModel) -> None:
         """Each method's ``check``."""
         for method in self.methods:
             method.check(model)
 
-    def prepare(self, model: MusicModel, batches: Iterator[Batch]) -> None:
+    def prepare(self, model: TunableModel, batches: Iterator[Any]) -> None:
         """Each method's ``prepare``, behind the ones before it."""
         attached: list[TuningMethod] = []
         try:
@@ -57,7 +57,7 @@ class Combined(TuningMethod):
             for method in reversed(attached):
                 method.detach(model)
 
-    def attach(self, model: MusicModel) -> None:
+    def attach(self, model: TunableModel) -> None:
         """Attach all of them.
 
         Raises:
@@ -74,34 +74,34 @@ class Combined(TuningMethod):
                 method.detach(model)
             raise
 
-    def penalty(self, model: MusicModel) -> Tensor | None:
+    def penalty(self, model: TunableModel) -> Tensor | None:
         """The sum of all penalties."""
         found = [p for p in (method.penalty(model) for method in self.methods) if p is not None]
         return sum(found[1:], found[0]) if found else None
 
     def before_step(
-        self, model: MusicModel, optimizer: torch.optim.Optimizer, step: int, steps: int
+        self, model: TunableModel, optimizer: torch.optim.Optimizer, step: int, steps: int
     ) -> None:
         """Each method's ``before_step``, in their order."""
         for method in self.methods:
             method.before_step(model, optimizer, step, steps)
 
     def after_step(
-        self, model: MusicModel, optimizer: torch.optim.Optimizer, step: int, steps: int
+        self, model: TunableModel, optimizer: torch.optim.Optimizer, step: int, steps: int
     ) -> None:
         """Each method's ``after_step``, in their order."""
         for method in self.methods:
             method.after_step(model, optimizer, step, steps)
 
     @contextlib.contextmanager
-    def disabled(self, model: MusicModel) -> Iterator[None]:
+    def disabled(self, model: TunableModel) -> Iterator[None]:
         """The base itself inside."""
         with contextlib.ExitStack() as stack:
             for method in reversed(self.methods):
                 stack.enter_context(method.disabled(model))
             yield
 
-    def save(self, model: MusicModel, folder: Path) -> None:
+    def save(self, model: TunableModel, folder: Path) -> None:
         """A folder per method, named after it, and ``combined.json``."""
         folder.mkdir(parents=True, exist_ok=True)
         for method in self.methods:
@@ -109,7 +109,7 @@ class Combined(TuningMethod):
         save_json({"methods": [method.name for method in self.methods]}, folder / "combined.json")
 
     @classmethod
-    def load(cls, model: MusicModel, folder: Path) -> Self:
+    def load(cls, model: TunableModel, folder: Path) -> Self:
         """Attach what :meth:`save` wrote.
 
         Raises:
@@ -121,7 +121,7 @@ class Combined(TuningMethod):
         return cls.loaded(model, [(find(str(name)), folder / str(name)) for name in names])
 
     @classmethod
-    def loaded(cls, model: MusicModel, parts: Sequence[tuple[type[TuningMethod], Path]]) -> Self:
+    def loaded(cls, model: TunableModel, parts: Sequence[tuple[type[TuningMethod], Path]]) -> Self:
         """Attach each kind of method from its folder.
 
         Raises:
@@ -141,7 +141,7 @@ class Combined(TuningMethod):
             parameter.requires_grad_(True)
         return cls(done)
 
-    def merge(self, model: MusicModel, weight: float = 1.0) -> None:
+    def merge(self, model: TunableModel, weight: float = 1.0) -> None:
         """Merge all of them, the last one first.
 
         Raises:
@@ -152,7 +152,7 @@ class Combined(TuningMethod):
         for method in order:
             method.merge(model, weight)
 
-    def detach(self, model: MusicModel) -> None:
+    def detach(self, model: TunableModel) -> None:
         """Detach all of them, the last one first."""
         for method in reversed(self.methods):
             method.detach(model)
@@ -173,7 +173,7 @@ class Combined(TuningMethod):
         return cls([ConceptTokens.toy(), Pivotal.toy()])
 
     @staticmethod
-    def _attach_one(method: TuningMethod, model: MusicModel) -> None:
+    def _attach_one(method: TuningMethod, model: TunableModel) -> None:
         earlier = list(trained_parameters(model).values())
         method.attach(model)
         for parameter in earlier:

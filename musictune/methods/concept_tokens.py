@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from musictune.data.concepts import Concept
 from musictune.errors import InputError
-from musictune.methods.base import TuningMethod
+from musictune.methods.base import TuningMethod, music_model
 from musictune.methods.storage import load_json, load_tensors, save_json, save_tensors
-from musictune.models.base import MusicModel
+from musictune.models.base import TunableModel
 
 _NOISE = 0.1  # of the table's spread, so that several tokens of one concept can part
 _SEED = 0
@@ -74,7 +74,7 @@ class ConceptTokens(TuningMethod):
         self._tokenizer: Any = None
         self._before: list[Concept] = []
 
-    def check(self, model: MusicModel) -> None:
+    def check(self, model: TunableModel) -> None:
         """Refuse a name that the model knows.
 
         Raises:
@@ -83,28 +83,31 @@ class ConceptTokens(TuningMethod):
         if not self.concepts:
             raise InputError("concept tokens need a concept; pass --concept NAME --class-word WORD")
         for concept in self.concepts:
-            _refuse_known(concept, model.tokenizer)
+            _refuse_known(concept, music_model(model, self.name).tokenizer)
 
-    def attach(self, model: MusicModel) -> None:
+    def attach(self, model: TunableModel) -> None:
         """Add the words to the tokenizer and their rows to the text encoder.
 
         Raises:
             InputError: as :meth:`check`.
         """
         self.check(model)
-        table = model.text_encoder.get_input_embeddings()
+        model = music_model(model, self.name)
+        encoder: Any = model.text_encoder
+        table = encoder.get_input_embeddings()
         self._start = torch.cat([_start(c, model.tokenizer, table) for c in self.concepts])
         self._tokenizer, self._before = model.tokenizer, model.concepts
         model.requires_grad_(False)
         self._embedding = ConceptEmbedding(table, len(model.tokenizer), self._start)
-        model.text_encoder.set_input_embeddings(self._embedding)
+        encoder.set_input_embeddings(self._embedding)
         model.tokenizer = copy.deepcopy(model.tokenizer)
         model.tokenizer.add_tokens([t for c in self.concepts for t in c.token_names])
         model.concepts = [*model.concepts, *self.concepts]
 
     @contextlib.contextmanager
-    def disabled(self, model: MusicModel) -> Iterator[None]:
+    def disabled(self, model: TunableModel) -> Iterator[None]:
         """The base itself inside: it reads a concept's name as any unknown word."""
+        model = music_model(model, self.name)
         tokenizer, concepts = model.tokenizer, model.concepts
         model.tokenizer, model.concepts = self._tokenizer, self._before
         try:
@@ -141,7 +144,7 @@ class ConceptTokens(TuningMethod):
         """``(tokens, width)``, a copy of what the words mean now."""
         return self._attached().rows.detach().clone()
 
-    def save(self, model: MusicModel, folder: Path) -> None:
+    def save(self, model: TunableModel, folder: Path) -> None:
         """``concept_tokens.safetensors`` with ``rows``, and ``concept_tokens.json``."""
         folder.mkdir(parents=True, exist_ok=True)
         save_tensors({"rows": self._attached().rows}, folder / "concept_tokens.safetensors")
@@ -149,7 +152,7 @@ class ConceptTokens(TuningMethod):
         save_json(concepts, folder / "concept_tokens.json")
 
     @classmethod
-    def load(cls, model: MusicModel, folder: Path) -> Self:
+    def load(cls, model: TunableModel, folder: Path) -> Self:
         """Attach what :meth:`save` wrote.
 
         Raises:
@@ -162,7 +165,8 @@ class ConceptTokens(TuningMethod):
             method = cls([Concept(**fields) for fields in config["concepts"]])
         except (KeyError, TypeError) as error:
             raise InputError(f"adapter {folder} is damaged: bad concepts ({error})") from error
-        width = model.text_encoder.get_input_embeddings().weight.shape[1]
+        encoder: Any = music_model(model, cls.name).text_encoder
+        width = encoder.get_input_embeddings().weight.shape[1]
         count = sum(concept.tokens for concept in method.concepts)
         if rows is None or list(rows.shape) != [count, width]:
             raise InputError(
@@ -175,12 +179,12 @@ class ConceptTokens(TuningMethod):
         return method
 
     @torch.no_grad()
-    def merge(self, model: MusicModel, weight: float = 1.0) -> None:
+    def merge(self, model: TunableModel, weight: float = 1.0) -> None:
         """Make the rows part of the table, ``weight`` of the way from where they began."""
         embedding, start = self._attached(), self._start
         assert start is not None
         rows = start + weight * (embedding.rows - start)
-        encoder = model.text_encoder
+        encoder: Any = model.text_encoder
         encoder.set_input_embeddings(embedding.base)
         total = embedding.first + len(rows)
         if total > embedding.base.num_embeddings:
@@ -189,9 +193,11 @@ class ConceptTokens(TuningMethod):
         table[embedding.first : total] = rows.to(table.dtype)
         self._embedding = None
 
-    def detach(self, model: MusicModel) -> None:
+    def detach(self, model: TunableModel) -> None:
         """Put the plain table and tokenizer back."""
-        model.text_encoder.set_input_embeddings(self._attached().base)
+        model = music_model(model, self.name)
+        encoder: Any = model.text_encoder
+        encoder.set_input_embeddings(self._attached().base)
         model.tokenizer, model.concepts = self._tokenizer, self._before
         self._embedding = None
 

@@ -20,7 +20,7 @@ from musictune.methods.base import TuningMethod
 from musictune.methods.composition import layer_count, layer_of
 from musictune.methods.concept_tokens import ConceptTokens
 from musictune.methods.identity import copied
-from musictune.models.base import MusicModel
+from musictune.models.base import TunableModel
 
 THRESHOLD = 0.6
 """Absolute cosine to the nearest base vector below which a singular vector is an intruder."""
@@ -123,7 +123,7 @@ class Diagnosis:
 
 
 @torch.no_grad()
-def diagnose(model: MusicModel, method: TuningMethod) -> Diagnosis | None:
+def diagnose(model: TunableModel, method: TuningMethod) -> Diagnosis | None:
     """Compare the backbone under ``method`` with the base. ``model`` stays as it is.
 
     Needs two more copies of the backbone for a moment.
@@ -144,7 +144,7 @@ def diagnose(model: MusicModel, method: TuningMethod) -> Diagnosis | None:
     return Diagnosis(layers, matrices, len(looked))
 
 
-def _changes(model: MusicModel, method: TuningMethod) -> Iterator[tuple[str, Tensor, Tensor]]:
+def _changes(model: TunableModel, method: TuningMethod) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, base and tuned value in fp32 of each parameter that differs."""
     parts = [p for p in parts_of(method) if p.mergeable and not isinstance(p, ConceptTokens)]
     if not parts:
@@ -158,7 +158,7 @@ def _changes(model: MusicModel, method: TuningMethod) -> Iterator[tuple[str, Ten
             yield name, parameter.detach().float(), new.detach().float()
 
 
-def _merged(model: MusicModel, method: TuningMethod) -> tuple[MusicModel, TuningMethod]:
+def _merged(model: TunableModel, method: TuningMethod) -> tuple[TunableModel, TuningMethod]:
     twin, attached = copied(model, method)
     for part in reversed(parts_of(attached)):
         if not part.mergeable:

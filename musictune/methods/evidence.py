@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,8 @@ from musictune.errors import CheckFailed
 from musictune.methods.base import trained_parameters
 from musictune.methods.budget import Budget, Scope
 from musictune.methods.sparse import Chosen
-from musictune.methods.units import Units, head_size
-from musictune.models.base import Batch, MusicModel
+from musictune.methods.units import Units, head_size, output_projection
+from musictune.models.base import TunableModel
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ class Evidence:
 
     def __init__(
         self,
-        model: MusicModel,
+        model: TunableModel,
         linears: Mapping[str, nn.Linear],
-        batches: Iterator[Batch],
+        batches: Iterator[Any],
         units: Units,
         budget: Budget,
         scope: Scope,
@@ -139,23 +140,22 @@ class Evidence:
         """
         backbone, found = self._model.backbone, {}
         for name in self.linears:
-            parent = name.rpartition(".")[0]
-            projection = backbone.get_submodule(f"{parent}.out_proj")
+            output = output_projection(backbone, name)
+            projection = backbone.get_submodule(output)
             assert isinstance(projection, nn.Linear)
-            found[f"{parent}.out_proj"] = GainLinear(projection)
+            found[output] = GainLinear(projection)
         with self._in_place(found):
             gains = {name: gain.gain for name, gain in found.items()}
             with self._only(gains.values()):
                 self._learn(list(gains.values()), steps)
         result = {}
         for name, linear in self.linears.items():
-            parent, _, role = name.rpartition(".")
-            size = head_size(backbone, name)
+            output, size = output_projection(backbone, name), head_size(backbone, name)
             assert size is not None
-            norms = gains[f"{parent}.out_proj"].detach().view(-1, size).norm(dim=1)
+            norms = gains[output].detach().view(-1, size).norm(dim=1)
             spread = norms.repeat_interleave(size)
             shape = linear.weight.shape
-            across = spread if role == "out_proj" else spread[:, None]
+            across = spread if name == output else spread[:, None]
             result[name] = across.expand(shape)
         return self.finite(result)
 

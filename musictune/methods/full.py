@@ -19,7 +19,7 @@ from musictune.methods.storage import (
     save_json,
     save_tensors,
 )
-from musictune.models.base import MusicModel
+from musictune.models.base import TunableModel
 
 
 class Full(TuningMethod):
@@ -33,6 +33,7 @@ class Full(TuningMethod):
 
     name: ClassVar[str] = "full"
     learning_rate = 1e-4
+    encoder_learning_rate = 5e-5  # the study's
     frozen_base = False
 
     def __init__(self, targets: str = ".*") -> None:
@@ -40,11 +41,11 @@ class Full(TuningMethod):
         self._base: dict[str, Tensor] = {}
         self._facts: dict[str, int | float | str] = {}
 
-    def check(self, model: MusicModel) -> None:
+    def check(self, model: TunableModel) -> None:
         """Refuse targets that match nothing."""
         matched_modules(model.backbone, self.targets, (torch.nn.Module,))
 
-    def attach(self, model: MusicModel) -> None:
+    def attach(self, model: TunableModel) -> None:
         """Unfreeze the matched layers.
 
         Raises:
@@ -59,7 +60,7 @@ class Full(TuningMethod):
         self._remember(model, len(owners))
 
     @contextlib.contextmanager
-    def disabled(self, model: MusicModel) -> Iterator[None]:
+    def disabled(self, model: TunableModel) -> Iterator[None]:
         """The base itself inside."""
         current = dict(model.backbone.named_parameters())
         learned = {name: current[name].detach().clone() for name in self._base}
@@ -69,7 +70,7 @@ class Full(TuningMethod):
         finally:
             _write(model, learned)
 
-    def save(self, model: MusicModel, folder: Path) -> None:
+    def save(self, model: TunableModel, folder: Path) -> None:
         """``full.safetensors`` with the trained weights, and ``full.json``."""
         folder.mkdir(parents=True, exist_ok=True)
         current = dict(model.backbone.named_parameters())
@@ -77,7 +78,7 @@ class Full(TuningMethod):
         save_json({"options": {"targets": self.targets}}, folder / "full.json")
 
     @classmethod
-    def load(cls, model: MusicModel, folder: Path) -> Self:
+    def load(cls, model: TunableModel, folder: Path) -> Self:
         """Attach what :meth:`save` wrote.
 
         Raises:
@@ -99,7 +100,7 @@ class Full(TuningMethod):
         _write(model, tensors)
         return method
 
-    def merge(self, model: MusicModel, weight: float = 1.0) -> None:
+    def merge(self, model: TunableModel, weight: float = 1.0) -> None:
         """Keep ``weight`` times the change and forget the base's weights."""
         current = dict(model.backbone.named_parameters())
         if weight != 1.0:
@@ -109,7 +110,7 @@ class Full(TuningMethod):
             )
         self._base = {}
 
-    def detach(self, model: MusicModel) -> None:
+    def detach(self, model: TunableModel) -> None:
         """Put the base's weights back."""
         _write(model, self._base)
         self._base = {}
@@ -123,7 +124,7 @@ class Full(TuningMethod):
         """Small enough for a test."""
         return cls()
 
-    def _remember(self, model: MusicModel, layers: int) -> None:
+    def _remember(self, model: TunableModel, layers: int) -> None:
         parameters = dict(model.backbone.named_parameters())
         self._base = {n: p.detach().clone() for n, p in parameters.items() if p.requires_grad}
         trained = sum(p.numel() for p in self._base.values())
@@ -136,7 +137,7 @@ class Full(TuningMethod):
 
 
 @torch.no_grad()
-def _write(model: MusicModel, values: dict[str, Tensor]) -> None:
+def _write(model: TunableModel, values: dict[str, Tensor]) -> None:
     parameters = dict(model.backbone.named_parameters())
     for name, value in values.items():
         parameters[name].copy_(value)

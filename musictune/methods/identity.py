@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from musictune.models.base import MusicModel
+from musictune.models.base import TunableModel
 
 if TYPE_CHECKING:
     from musictune.methods.base import TuningMethod
@@ -58,7 +58,7 @@ class BaseIdentity:
         return None
 
 
-def identity_of(model: MusicModel) -> BaseIdentity:
+def identity_of(model: TunableModel) -> BaseIdentity:
     """What ``model`` is or was before the first adapter.
 
     Looked at once and then remembered on ``model``, so ask before anything is attached. Every
@@ -76,7 +76,7 @@ def identity_of(model: MusicModel) -> BaseIdentity:
     return identity
 
 
-def identity_behind(model: MusicModel, method: TuningMethod) -> BaseIdentity:
+def identity_behind(model: TunableModel, method: TuningMethod) -> BaseIdentity:
     """:func:`identity_of` where ``method`` may already be attached.
 
     If nobody asked before, a copy without the method is looked at.
@@ -88,7 +88,7 @@ def identity_behind(model: MusicModel, method: TuningMethod) -> BaseIdentity:
     return identity_of(model)
 
 
-def copied(model: MusicModel, method: TuningMethod) -> tuple[MusicModel, TuningMethod]:
+def copied(model: TunableModel, method: TuningMethod) -> tuple[TunableModel, TuningMethod]:
     """A copy of both that shares the codec, which no method touches."""
     network = getattr(model, "network", None)
     codec = getattr(network, "audio_encoder", None)
@@ -97,11 +97,12 @@ def copied(model: MusicModel, method: TuningMethod) -> tuple[MusicModel, TuningM
     return twin, attached
 
 
-def _encoder(model: MusicModel) -> dict[str, str]:
-    return _hashes(model.text_encoder, lambda name: "text encoder")
+def _encoder(model: TunableModel) -> dict[str, str]:
+    encoder = model.text_encoder
+    return {} if encoder is None else _hashes(encoder, lambda name: "text encoder")
 
 
-def _backbone(model: MusicModel) -> dict[str, str]:
+def _backbone(model: TunableModel) -> dict[str, str]:
     return _hashes(model.backbone, _part)
 
 
@@ -135,9 +136,11 @@ def _bytes(parameter: Tensor, whole: bool = True) -> bytes:
     return rounded.view(torch.int16).numpy().tobytes()
 
 
-def _fingerprint(model: MusicModel) -> str:
+def _fingerprint(model: TunableModel) -> str:
     """Of text encoder and codec; word embeddings are left out, as concepts add to them."""
-    encoder = model.text_encoder
+    encoder: Any = model.text_encoder
+    if encoder is None:
+        return hashlib.sha256(b"no text").hexdigest()[:32]
     tables = {id(p) for p in encoder.get_input_embeddings().parameters()}
     digest = hashlib.sha256(str(getattr(model, "codec_key", "")).encode())
     for name, parameter in sorted(encoder.named_parameters()):

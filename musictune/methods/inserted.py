@@ -20,7 +20,7 @@ from musictune.methods.storage import (
     save_json,
     save_tensors,
 )
-from musictune.models.base import MusicModel
+from musictune.models.base import TunableModel
 
 BASE = "base"
 """What an inserted module calls the plain module that it stands for, where it wraps one."""
@@ -37,6 +37,10 @@ class InsertedModule(nn.Module):
     def learned(self) -> dict[str, nn.Parameter]:
         """The trained parameters by their names in here."""
         return {n: p for n, p in self.named_parameters() if not n.startswith(f"{BASE}.")}
+
+    def statistics(self) -> dict[str, Tensor]:
+        """What it keeps of what it heard, such as the means of a batch norm, by names in here."""
+        return {n: b for n, b in self.named_buffers() if not n.startswith(f"{BASE}.")}
 
 
 class Inserted(TuningMethod):
@@ -55,7 +59,7 @@ class Inserted(TuningMethod):
         """The arguments that build this method again."""
 
     @abstractmethod
-    def _insert(self, model: MusicModel) -> dict[str, InsertedModule]:
+    def _insert(self, model: TunableModel) -> dict[str, InsertedModule]:
         """Put the modules in, each a function of options and model alone.
 
         Returns:
@@ -66,7 +70,7 @@ class Inserted(TuningMethod):
         """
 
     @abstractmethod
-    def _remove(self, model: MusicModel) -> None:
+    def _remove(self, model: TunableModel) -> None:
         """Undo :meth:`_insert`."""
 
     @property
@@ -79,7 +83,7 @@ class Inserted(TuningMethod):
         for module in self._attached().values():
             module.scale = value
 
-    def attach(self, model: MusicModel) -> None:
+    def attach(self, model: TunableModel) -> None:
         """Insert the modules and freeze all the rest.
 
         Raises:
@@ -93,6 +97,8 @@ class Inserted(TuningMethod):
             for parameter in module.learned().values():
                 parameter.data = parameter.data.to(device)
                 parameter.requires_grad_(True)
+            for buffer in module.statistics().values():
+                buffer.data = buffer.data.to(device)
         self._modules = modules
         trained = sum(p.numel() for p in self._learned().values())
         self._facts = {
@@ -103,7 +109,7 @@ class Inserted(TuningMethod):
         }
 
     @contextlib.contextmanager
-    def disabled(self, model: MusicModel) -> Iterator[None]:
+    def disabled(self, model: TunableModel) -> Iterator[None]:
         """The base itself inside."""
         scale = self.scale
         self.scale = 0.0
@@ -112,15 +118,15 @@ class Inserted(TuningMethod):
         finally:
             self.scale = scale
 
-    def save(self, model: MusicModel, folder: Path) -> None:
+    def save(self, model: TunableModel, folder: Path) -> None:
         """``<name>.safetensors`` with a tensor per layer and parameter, and ``<name>.json``."""
-        learned = self._learned()
+        kept = self._kept()
         folder.mkdir(parents=True, exist_ok=True)
-        save_tensors(learned, folder / f"{self.name}.safetensors")
+        save_tensors(kept, folder / f"{self.name}.safetensors")
         save_json({"options": self.options()}, folder / f"{self.name}.json")
 
     @classmethod
-    def load(cls, model: MusicModel, folder: Path) -> Self:
+    def load(cls, model: TunableModel, folder: Path) -> Self:
         """Attach what :meth:`save` wrote.
 
         Raises:
@@ -129,22 +135,22 @@ class Inserted(TuningMethod):
         method = from_options(cls, load_json(folder / f"{cls.name}.json"), folder)
         tensors = load_tensors(folder / f"{cls.name}.safetensors")
         method.attach(model)
-        learned = method._learned()
+        kept = method._kept()
         wrong = next(
-            (n for n in sorted(set(learned) | set(tensors)) if not _fit(learned, tensors, n)), None
+            (n for n in sorted(set(kept) | set(tensors)) if not _fit(kept, tensors, n)), None
         )
         if wrong is not None:
             method.detach(model)
             raise InputError(
                 f"adapter {folder} was made for another base or is damaged: {wrong} is "
-                f"{_shape(tensors, wrong)} in it and {_shape(learned, wrong)} in this base"
+                f"{_shape(tensors, wrong)} in it and {_shape(kept, wrong)} in this base"
             )
         with torch.no_grad():
-            for name, parameter in learned.items():
-                parameter.copy_(tensors[name])
+            for name, tensor in kept.items():
+                tensor.copy_(tensors[name])
         return method
 
-    def merge(self, model: MusicModel, weight: float = 1.0) -> None:
+    def merge(self, model: TunableModel, weight: float = 1.0) -> None:
         """Refused: no plain module computes what the inserted ones do.
 
         Raises:
@@ -155,7 +161,7 @@ class Inserted(TuningMethod):
             "use it live: generate --adapter RUN"
         )
 
-    def detach(self, model: MusicModel) -> None:
+    def detach(self, model: TunableModel) -> None:
         """Take the modules out."""
         self._attached()
         self._remove(model)
@@ -180,6 +186,13 @@ class Inserted(TuningMethod):
         first = {id(parameter): name for name, parameter in reversed(named.items())}
         return {name: named[name] for name in reversed(first.values())}
 
+    def _kept(self) -> dict[str, Tensor]:
+        """All that is saved: what is trained, and what modules keep of what they heard."""
+        kept: dict[str, Tensor] = {**self._learned()}
+        for layer, module in self._attached().items():
+            kept |= {f"{layer}.{name}": buffer for name, buffer in module.statistics().items()}
+        return kept
+
 
 def require_count(name: str, value: int) -> int:
     """``value`` if it is a whole number of at least 1.
@@ -203,8 +216,8 @@ def require_seed(seed: int) -> int:
     return seed
 
 
-def _fit(learned: dict[str, nn.Parameter], tensors: dict[str, Tensor], name: str) -> bool:
-    if name not in learned or name not in tensors or learned[name].shape != tensors[name].shape:
+def _fit(kept: dict[str, Tensor], tensors: dict[str, Tensor], name: str) -> bool:
+    if name not in kept or name not in tensors or kept[name].shape != tensors[name].shape:
         return False
     return bool(tensors[name].isfinite().all())
 

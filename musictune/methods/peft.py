@@ -26,7 +26,7 @@ from musictune.methods.principal import (
     unfold,
 )
 from musictune.methods.storage import load_json, load_tensors
-from musictune.models.base import MusicModel
+from musictune.models.base import TunableModel
 
 # LoRA with one switch in PEFT; people know them as methods.
 _ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -48,8 +48,8 @@ _RATES = {"ia3": 3e-2, "vera": 3e-2, "shira": 3e-3}
 # Kinds that adapt something else than linear layers.
 _TARGETS = {"ln_tuning": (r"norm", (nn.LayerNorm,))}
 # These need a schedule, a task id or token ids that a tuning run does not have, keep what they
-# train outside the layers, or fit certain language models only; beft trains biases, which these
-# layers lack, and pvera draws at random in every pass.
+# train outside the layers, or fit certain language models only; beft trains biases, as our bitfit
+# does for any layer, and pvera draws at random in every pass.
 _UNFIT = {
     "adalora",
     "adaption_prompt",
@@ -94,6 +94,7 @@ class Peft(TuningMethod):
         if self.kind not in allowed:
             raise InputError(f"peft kind {kind!r} is unknown; choose from {', '.join(allowed)}")
         self.learning_rate = _RATES.get(self.kind, type(self).learning_rate)
+        self.encoder_learning_rate = _RATES.get(self.kind, type(self).encoder_learning_rate)
         self.options = dict(options or {})
         # It trains copies or parts of the base's own weights, which must not be rounded.
         start = {**_ALIASES.get(self.kind, ("", {}))[1], **self.options}
@@ -103,11 +104,11 @@ class Peft(TuningMethod):
         self._start: PrincipalStart | None = None
         self._facts: dict[str, int | float | str] = {}
 
-    def check(self, model: MusicModel) -> None:
+    def check(self, model: TunableModel) -> None:
         """Refuse targets that match nothing, and options that peft does not know."""
         self._config(model)
 
-    def attach(self, model: MusicModel) -> None:
+    def attach(self, model: TunableModel) -> None:
         """Inject the adapter into the matched layers of the backbone.
 
         Raises:
@@ -133,7 +134,7 @@ class Peft(TuningMethod):
         self._note(model, len(layers), size)
 
     @contextlib.contextmanager
-    def disabled(self, model: MusicModel) -> Iterator[None]:
+    def disabled(self, model: TunableModel) -> Iterator[None]:
         """The base itself inside."""
         trained = list(trained_parameters(model).values())
         start = self._start.untouched() if self._start else contextlib.nullcontext()
@@ -145,7 +146,7 @@ class Peft(TuningMethod):
             for parameter in trained:
                 parameter.requires_grad_(True)
 
-    def save(self, model: MusicModel, folder: Path) -> None:
+    def save(self, model: TunableModel, folder: Path) -> None:
         """A peft folder: ``PeftModel.from_pretrained(network.decoder, folder)`` loads it.
 
         PiSSA becomes a LoRA of twice the rank, since plain peft knows only the untouched base.
@@ -161,7 +162,7 @@ class Peft(TuningMethod):
         (folder / "README.md").unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, model: MusicModel, folder: Path) -> Self:
+    def load(cls, model: TunableModel, folder: Path) -> Self:
         """Attach a peft folder, ours or anyone's for this backbone.
 
         Raises:
@@ -207,7 +208,7 @@ class Peft(TuningMethod):
         return method
 
     @torch.no_grad()
-    def merge(self, model: MusicModel, weight: float = 1.0) -> None:
+    def merge(self, model: TunableModel, weight: float = 1.0) -> None:
         """Fold ``weight`` times the change into the plain weights and detach."""
         # Several kinds (IA3, OFT, BOFT) multiply weights, so scaling an adapter's own tensors
         # would not scale its change: the change is scaled where all kinds are alike.
@@ -224,7 +225,7 @@ class Peft(TuningMethod):
         if weight != 1.0:
             interpolate(model.backbone, before, weight)
 
-    def detach(self, model: MusicModel) -> None:
+    def detach(self, model: TunableModel) -> None:
         """Put the plain layers back."""
         if self._start:
             self._start.put_back()
@@ -242,7 +243,7 @@ class Peft(TuningMethod):
         """Small enough for a test."""
         return cls(kind="lora", options={"r": 2, "lora_alpha": 4})
 
-    def _config(self, model: MusicModel) -> tuple[dict[str, nn.Module], Any]:
+    def _config(self, model: TunableModel) -> tuple[dict[str, nn.Module], Any]:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
         kind, extra = _ALIASES.get(self.kind, (self.kind, {}))
@@ -279,7 +280,7 @@ class Peft(TuningMethod):
             if isinstance(module, BaseTunerLayer)
         }
 
-    def _note(self, model: MusicModel, layers: int, size: int) -> None:
+    def _note(self, model: TunableModel, layers: int, size: int) -> None:
         trained = sum(p.numel() for p in trained_parameters(model.backbone).values())
         self._facts = {
             "method": f"{self.name}:{self.kind}",

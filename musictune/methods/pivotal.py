@@ -33,7 +33,7 @@ from musictune.methods.storage import (
     save_tensors,
 )
 from musictune.methods.units import Granularity, Units, known_granularity, refuse_whole
-from musictune.models.base import Batch, MusicModel
+from musictune.models.base import TunableModel
 
 
 class Pivotal(TuningMethod):
@@ -75,6 +75,7 @@ class Pivotal(TuningMethod):
 
     name: ClassVar[str] = "pivotal"
     learning_rate = 1e-3
+    encoder_learning_rate = 1e-3  # ours: as on music models
 
     def __init__(
         self,
@@ -129,11 +130,11 @@ class Pivotal(TuningMethod):
         self._backbone_size = 0
         self._seconds: float | None = None
 
-    def check(self, model: MusicModel) -> None:
+    def check(self, model: TunableModel) -> None:
         """Refuse targets that match nothing, and a budget or granularity that does not fit them."""
         self._units(model)
 
-    def prepare(self, model: MusicModel, batches: Iterator[Batch]) -> None:
+    def prepare(self, model: TunableModel, batches: Iterator[Any]) -> None:
         """Choose the weights. Those that already train in ``model`` train along, and go back.
 
         The choice follows from ``seed`` and the batches alone.
@@ -160,7 +161,7 @@ class Pivotal(TuningMethod):
         self.chosen = chosen
         self._seconds = time.monotonic() - began
 
-    def attach(self, model: MusicModel) -> None:
+    def attach(self, model: TunableModel) -> None:
         """Train the weights that ``prepare`` chose.
 
         Raises:
@@ -172,7 +173,7 @@ class Pivotal(TuningMethod):
         self._wrap(model, {name: linears[name] for name in self.chosen})
 
     def before_step(
-        self, model: MusicModel, optimizer: torch.optim.Optimizer, step: int, steps: int
+        self, model: TunableModel, optimizer: torch.optim.Optimizer, step: int, steps: int
     ) -> None:
         """Let the rule say what trains at this step, and dropout draw anew, resting layers too."""
         for layer in self.layers.values():
@@ -180,14 +181,14 @@ class Pivotal(TuningMethod):
         self._schedule.before(self.layers, optimizer, step, steps)
 
     def after_step(
-        self, model: MusicModel, optimizer: torch.optim.Optimizer, step: int, steps: int
+        self, model: TunableModel, optimizer: torch.optim.Optimizer, step: int, steps: int
     ) -> None:
         """Let the rule exchange what trains."""
         self._schedule.after(self.layers, optimizer, step, steps)
         self.chosen = {name: layer.chosen for name, layer in self.layers.items()}
 
     @contextlib.contextmanager
-    def disabled(self, model: MusicModel) -> Iterator[None]:
+    def disabled(self, model: TunableModel) -> Iterator[None]:
         """The base itself inside."""
         for layer in self.layers.values():
             layer.enabled = False
@@ -197,7 +198,7 @@ class Pivotal(TuningMethod):
             for layer in self.layers.values():
                 layer.enabled = True
 
-    def save(self, model: MusicModel, folder: Path) -> None:
+    def save(self, model: TunableModel, folder: Path) -> None:
         """``pivotal.safetensors`` (indices and values of each layer) and ``pivotal.json``."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors, layers = {}, {}
@@ -210,7 +211,7 @@ class Pivotal(TuningMethod):
         save_json({"options": self._options(), "layers": layers}, folder / "pivotal.json")
 
     @classmethod
-    def load(cls, model: MusicModel, folder: Path) -> Self:
+    def load(cls, model: TunableModel, folder: Path) -> Self:
         """Attach what :meth:`save` wrote.
 
         Raises:
@@ -235,13 +236,13 @@ class Pivotal(TuningMethod):
                 layer.values.copy_(changes[name].values)
         return method
 
-    def merge(self, model: MusicModel, weight: float = 1.0) -> None:
+    def merge(self, model: TunableModel, weight: float = 1.0) -> None:
         """Add ``weight`` times the values to the plain weights and detach."""
         for name, layer in self.layers.items():
             model.backbone.set_submodule(name, layer.merged(weight))
         self.layers = {}
 
-    def detach(self, model: MusicModel) -> None:
+    def detach(self, model: TunableModel) -> None:
         """Put the plain layers back, with the bits they came with."""
         for name, layer in self.layers.items():
             model.backbone.set_submodule(name, layer.restored())
@@ -272,12 +273,12 @@ class Pivotal(TuningMethod):
         """Small enough for a test."""
         return cls(fraction=0.1, rounds=2, probe_steps=3)
 
-    def _matched(self, model: MusicModel) -> dict[str, nn.Linear]:
+    def _matched(self, model: TunableModel) -> dict[str, nn.Linear]:
         pattern = target_pattern(self.targets) if self.targets else model.targets
         found = matched_modules(model.backbone, pattern)
         return {name: module for name, module in found.items() if isinstance(module, nn.Linear)}
 
-    def _units(self, model: MusicModel) -> tuple[dict[str, nn.Linear], Units]:
+    def _units(self, model: TunableModel) -> tuple[dict[str, nn.Linear], Units]:
         linears = self._matched(model)
         units = Units.of(model.backbone, linears, self.granularity)
         units.check(self.budget, self.scope)
@@ -288,7 +289,7 @@ class Pivotal(TuningMethod):
             return contextlib.nullcontext(lambda steps=1, text="": None)
         return console.progress("finding pivotal weights", self.rounds * self.probe_steps)
 
-    def _wrap(self, model: MusicModel, linears: Mapping[str, nn.Linear]) -> None:
+    def _wrap(self, model: TunableModel, linears: Mapping[str, nn.Linear]) -> None:
         self._backbone_size = sum(p.numel() for p in model.backbone.parameters())
         model.requires_grad_(False)
         self.layers = {

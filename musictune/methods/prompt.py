@@ -7,8 +7,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from musictune.methods.attention_memory import Memory, Remembering
-from musictune.models.base import Batch, MusicModel
+from musictune.errors import InputError
+from musictune.methods.attention_function import heads_of
+from musictune.methods.attention_memory import Memory, Remembering, projected
+from musictune.models.base import TunableModel
 from musictune.models.musicgen import MusicGen
 
 
@@ -21,18 +23,12 @@ class PromptMemory(Memory):
     """
 
     def __init__(self, attention: Any, vectors: nn.Parameter) -> None:
-        super().__init__(attention.num_heads)
+        super().__init__(heads_of(attention))
         self.vectors = vectors
 
     def pairs(self, attention: Any) -> tuple[Tensor, Tensor]:
         """The block's own projections of the vectors, split into heads."""
-        vectors = self.vectors.to(attention.k_proj.weight.dtype)
-        heads = (attention.num_heads, -1)
-        keys, values = (
-            projection(vectors).unflatten(-1, heads).transpose(0, 1)
-            for projection in (attention.k_proj, attention.v_proj)
-        )
-        return keys, values
+        return projected(self.vectors.to(attention.k_proj.weight.dtype), attention)
 
     def heard(self, mask: Tensor | None) -> Tensor | None:
         """Only where there is a text: its mask lets something through."""
@@ -68,13 +64,26 @@ class PromptTuning(Remembering):
     def __init__(self, length: int = 16, targets: str = r"encoder_attn$", seed: int = 0) -> None:
         super().__init__(length, targets, seed)
 
-    def _look(self, model: MusicModel, batch: Batch) -> dict[str, Tensor]:
+    def check(self, model: TunableModel) -> None:
+        """Refuse a model that listens to no text, and targets that match no attention block.
+
+        Raises:
+            InputError: one of the two.
+        """
+        if not isinstance(model, MusicGen):
+            raise InputError(
+                f"method {self.name} is for models that listen to a text, and {model.base!r} "
+                "listens to none; choose shallow_prompt, deep_prompt or prefix"
+            )
+        super().check(model)
+
+    def _look(self, model: TunableModel, batch: Any) -> dict[str, Tensor]:
         assert isinstance(model, MusicGen)
         states, heard = model.condition(batch.texts)
         said = states[heard.bool()]
         return {"": self.draw(said)} if len(said) else {}
 
-    def _memories(self, blocks: dict[str, Any]) -> dict[str, Memory]:
+    def _memories(self, model: TunableModel, blocks: dict[str, Any]) -> dict[str, Memory]:
         width = next(iter(blocks.values())).k_proj.in_features
         vectors = nn.Parameter(self.start("", width))
         return {name: PromptMemory(block, vectors) for name, block in blocks.items()}

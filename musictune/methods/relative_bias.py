@@ -12,7 +12,7 @@ from musictune.errors import InputError
 from musictune.kernels.relative_attention import relative_attention, t5_buckets
 from musictune.methods.attention_function import RELATIVE, attention_blocks, follow
 from musictune.methods.inserted import Inserted, InsertedModule, require_count
-from musictune.models.base import MusicModel
+from musictune.models.base import TunableModel
 
 MUSIC_TRANSFORMER, T5 = "music_transformer", "t5"
 
@@ -159,11 +159,11 @@ class RelativeBias(Inserted):
             "targets": self.targets,
         }
 
-    def check(self, model: MusicModel) -> None:
+    def check(self, model: TunableModel) -> None:
         """Refuse targets that match no self-attention block, or one with such a term already."""
         self._blocks(model)
 
-    def _insert(self, model: MusicModel) -> dict[str, InsertedModule]:
+    def _insert(self, model: TunableModel) -> dict[str, InsertedModule]:
         buckets = self.buckets if self.kind == T5 else None
         terms: dict[str, InsertedModule] = {}
         for name, block in self._blocks(model).items():
@@ -172,12 +172,12 @@ class RelativeBias(Inserted):
         follow(model.backbone)
         return terms
 
-    def _remove(self, model: MusicModel) -> None:
+    def _remove(self, model: TunableModel) -> None:
         for name in self._attached():
             del model.backbone.get_submodule(name).relative
         follow(model.backbone)
 
-    def _blocks(self, model: MusicModel) -> dict[str, Any]:
+    def _blocks(self, model: TunableModel) -> dict[str, Any]:
         blocks = attention_blocks(model, self.targets, self.name)
         for name, block in blocks.items():
             if not getattr(block, "is_causal", False):

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from musictune.methods.base import matched_modules
 from musictune.methods.budget import target_pattern
 from musictune.methods.inserted import Inserted, InsertedModule
-from musictune.models.base import MusicModel
+from musictune.models.base import TunableModel
 
-_TARGETS = r"\.layers\.\d+\.|layer_norm$"
+_TARGETS = r"(^|\.)layers?\.\d+\.|(?i:layer_?norm)$"  # of layers, and norms behind or before them
 _KINDS = (nn.Linear, nn.LayerNorm)
 
 
@@ -56,15 +56,15 @@ class ScaledLayer(InsertedModule):
 class ScaleShift(Inserted):
     """SSF (Lian et al. 2022, arXiv 2210.08823): features scaled and moved, channel by channel.
 
-    The paper puts a factor and an offset behind every operation. MusicGen's linear layers have no
-    bias, so an offset behind one would leave nothing that a plain model can hold; ours therefore
-    scales behind every linear layer of the decoder's blocks, and scales and shifts behind every
-    layer norm, whose bias takes the offset: all of it merges. Ours too: it starts as the identity
+    The paper puts a factor and an offset behind every operation. An offset behind a layer without
+    a bias, such as MusicGen's linear ones, would leave nothing that a plain model can hold; ours
+    therefore scales behind every linear layer of the backbone's blocks and every layer norm, and
+    shifts where a bias takes the offset: all of it merges. Ours too: it starts as the identity
     exactly, where the paper draws its start near it.
 
     Args:
         targets: regular expression over names of linear layers and layer norms, or short names as
-            in ``Pivotal``; all of the decoder's blocks and its last norm by default.
+            in ``Pivotal``; all blocks and the norms around them by default.
     """
 
     name: ClassVar[str] = "ssf"
@@ -80,18 +80,18 @@ class ScaleShift(Inserted):
         """The arguments that build this method again."""
         return {"targets": self.targets}
 
-    def check(self, model: MusicModel) -> None:
+    def check(self, model: TunableModel) -> None:
         """Refuse targets that match nothing."""
         matched_modules(model.backbone, self._pattern, _KINDS)
 
-    def merge(self, model: MusicModel, weight: float = 1.0) -> None:
+    def merge(self, model: TunableModel, weight: float = 1.0) -> None:
         """Fold ``weight`` times the change into weights and biases and detach."""
         for name, module in self._attached().items():
             assert isinstance(module, ScaledLayer)
             model.backbone.set_submodule(name, module.fold(weight))
         self._modules = {}
 
-    def _insert(self, model: MusicModel) -> dict[str, InsertedModule]:
+    def _insert(self, model: TunableModel) -> dict[str, InsertedModule]:
         modules: dict[str, InsertedModule] = {}
         for name, layer in matched_modules(model.backbone, self._pattern, _KINDS).items():
             assert isinstance(layer, _KINDS)
@@ -99,7 +99,7 @@ class ScaleShift(Inserted):
             model.backbone.set_submodule(name, modules[name])
         return modules
 
-    def _remove(self, model: MusicModel) -> None:
+    def _remove(self, model: TunableModel) -> None:
         for name, module in self._attached().items():
             model.backbone.set_submodule(name, module.get_submodule("base"))
 

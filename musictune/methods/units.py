@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from musictune.errors import InputError
-from musictune.methods.budget import SELF_ATTENTION, Budget, Scope
+from musictune.methods.budget import Budget, Scope
 from musictune.methods.sparse import Chosen, Kind
 
 Granularity = Literal["element", "row", "column", "head", "channel"]
@@ -189,15 +189,60 @@ def refuse_whole(chosen: Mapping[str, Chosen], shapes: Mapping[str, tuple[int, i
             raise InputError(f"the budget {_whole(name)}")
 
 
+def place_of(layer: str) -> tuple[str, str]:
+    """Where a linear layer is and what it does there, whatever its family calls it.
+
+    Returns:
+        The name of the block that it is part of, and ``q_proj``, ``k_proj``, ``v_proj``,
+        ``out_proj``, ``fc1`` or ``fc2``; for other layers the two parts of the name as it is.
+    """
+    for ending, (outside, role) in _CALLED.items():
+        if layer == ending or layer.endswith(f".{ending}"):
+            return (layer.removesuffix(ending) + outside).rstrip("."), role
+    parent, _, role = layer.rpartition(".")
+    return parent, role
+
+
 def head_size(backbone: nn.Module, layer: str) -> int | None:
     """Rows per head of an attention projection; None if ``layer`` is none."""
-    parent, _, role = layer.rpartition(".")
+    parent, role = place_of(layer)
     if role not in _ROLES["head"]:
         return None
-    size = getattr(backbone.get_submodule(parent), "head_dim", None)
+    block: Any = backbone.get_submodule(parent)
+    block = getattr(block, "self", block)
+    size = getattr(block, "head_dim", None) or getattr(block, "attention_head_size", None)
     return int(size) if size else None
 
 
+def output_projection(backbone: nn.Module, layer: str) -> str:
+    """The name of the linear layer that gives out what an attention projection serves.
+
+    Raises:
+        InputError: ``layer`` is no such projection.
+    """
+    parent, _ = place_of(layer)
+    for ending in ("out_proj", "o_proj", "output.dense"):
+        name = f"{parent}.{ending}"
+        try:
+            if isinstance(backbone.get_submodule(name), nn.Linear):
+                return name
+        except AttributeError:
+            continue
+    raise InputError(f"{layer} has no output projection; choose targets among self_attention")
+
+
+# Names of families other than MusicGen's, longest first: the block seen from there, and the role.
+_CALLED: dict[str, tuple[str, str]] = {
+    "attention.self.query": ("attention", "q_proj"),
+    "attention.self.key": ("attention", "k_proj"),
+    "attention.self.value": ("attention", "v_proj"),
+    "attention.output.dense": ("attention", "out_proj"),
+    "intermediate.dense": ("", "fc1"),
+    "output.dense": ("", "fc2"),
+    "intermediate_dense": ("", "fc1"),
+    "output_dense": ("", "fc2"),
+    "o_proj": ("", "out_proj"),
+}
 # Which slices of which projections make a unit, by the last part of the layer's name.
 _ROLES: dict[str, dict[str, tuple[str, Kind]]] = {
     "row": {},
@@ -225,6 +270,7 @@ _PARTNERS = {
     "fc1": "fc2",
     "fc2": "fc1",
 }
+_MEANT = {"v_proj": " (the output projection)"}  # some families have another name for it
 _READS = {"q_proj": "q", "k_proj": "kv", "v_proj": "kv"}
 
 
@@ -245,24 +291,26 @@ def _place(
     head_sizes: Mapping[str, int],
 ) -> tuple[tuple[str, str], Kind]:
     """What ``name`` is chosen together with, and by rows or columns."""
-    parent, _, role = name.rpartition(".")
+    parent, role = place_of(name)
     if granularity == "row":
         return (name, ""), "rows"
     if granularity == "column":
         if role not in _READS:
             return (name, ""), "columns"
         # Self-attention's q, k and v read one input; across, k and v read the text's.
-        return (parent, "qkv" if parent.endswith(SELF_ATTENTION) else _READS[role]), "columns"
+        cross = parent.endswith("encoder_attn")
+        return (parent, _READS[role] if cross else "qkv"), "columns"
     if role not in _ROLES[granularity] or (granularity == "head" and name not in head_sizes):
         what = "an attention projection" if granularity == "head" else "half of a coupled pair"
         raise InputError(
             f"granularity {granularity} does not fit {name}, which is not {what}; choose targets "
             f"among {', '.join(_ROLES[granularity])}, or granularity row or column"
         )
-    if granularity == "channel" and f"{parent}.{_PARTNERS[role]}" not in shapes:
+    if granularity == "channel" and (parent, _PARTNERS[role]) not in map(place_of, shapes):
         raise InputError(
-            f"granularity channel couples {name} with {_PARTNERS[role]}, which the targets leave "
-            "out; widen targets (such as feed_forward, or value,output) or choose granularity row"
+            f"granularity channel couples {name} with {_PARTNERS[role]}{_MEANT.get(role, '')}, "
+            "which the targets leave out; widen targets (such as feed_forward, or value,output) or "
+            "choose granularity row"
         )
     part, kind = _ROLES[granularity][role]
     return (parent, part), kind

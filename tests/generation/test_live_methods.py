@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from musictune.errors import InputError
 from musictune.generation import Engine, Request, Sampling
 from musictune.methods import methods
 from musictune.methods.base import TuningMethod, trained_parameters
 from musictune.methods.bottleneck import Bottleneck
 from musictune.methods.combined import Combined
+from musictune.methods.compacter import Compacter
 from musictune.methods.concept_tokens import ConceptTokens
 from musictune.methods.peft import Peft
 from musictune.methods.prefix import Prefix
@@ -25,9 +27,22 @@ from musictune.models.musicgen import MusicGen, _spied
 PROMPTS = ["a zorblax piano", "slow bright guitar", ""]
 GREEDY = Sampling(top_k=1, guidance=3.0)
 
+
+def fits(kind: type[TuningMethod]) -> bool:
+    """Whether a method is for models that make music; some are for audio encoders only."""
+    try:
+        kind.toy().check(MusicGen.toy())
+    except InputError:
+        return False
+    return True
+
+
+FITTING = [name for name, kind in methods().items() if fits(kind)]
 CASES: dict[str, TuningMethod] = {
-    **{name: kind.toy() for name, kind in methods().items()},
+    **{name: methods()[name].toy() for name in FITTING},
     "t5": RelativeBias("t5", distances=20, buckets=8),
+    "parallel": Bottleneck(width=4, form="parallel", norms=True),
+    "before": Compacter(width=4, products=2, position="before"),
     "several": Combined(
         [
             ConceptTokens.toy(),
@@ -47,7 +62,7 @@ CASES: dict[str, TuningMethod] = {
     "ia3": Peft("ia3"),
     "lokr": Peft("lokr", {"r": 2}),
 }
-DEFAULT = {1: [*methods(), "several"], 2: ["several"]}
+DEFAULT = {1: [*FITTING, "parallel", "before", "several"], 2: ["several"]}
 
 
 def attached(case: str, channels: int) -> MusicGen:

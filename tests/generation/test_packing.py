@@ -10,9 +10,10 @@ from torch import nn
 
 from musictune.errors import InputError
 from musictune.generation import Engine
-from musictune.generation.packing import Packer, Plain, dense, product
+from musictune.generation.packing import Live, Packer, Plain, dense, product
 from musictune.generation.precision import PRECISIONS, find_precision
 from musictune.methods.bottleneck import BottleneckLinear
+from musictune.methods.placement import Reader
 from musictune.models.musicgen import MusicGen
 
 # Norm of the error over the norm of the result.
@@ -62,6 +63,21 @@ def test_a_layer_that_bends_is_called_as_it_is() -> None:
     assert dense(wrapped) is not None  # as it starts it adds nothing
     nn.init.normal_(wrapped.up)
     assert dense(wrapped) is None and Packer("float32").pack([wrapped]) is None
+
+
+def test_a_layer_that_hears_another_is_called_as_it_is() -> None:
+    """Packed, it would not be called, and the other would hear what was said long ago."""
+    generator = torch.Generator().manual_seed(0)
+    adapted = BottleneckLinear(nn.Linear(8, 8), 4, generator, "parallel")
+    assert dense(adapted) is None and dense(Reader(nn.Linear(8, 8), adapted)) is None
+
+
+def test_a_base_in_half_precision_is_called_in_it() -> None:
+    layer = nn.Linear(8, 8).to(torch.bfloat16)
+    wrapped = BottleneckLinear(layer, 4, torch.Generator().manual_seed(0))
+    x = torch.randn(2, 8)
+    assert dense(wrapped) is not None
+    assert torch.equal(Live(wrapped, torch.float32)(x), layer(x.bfloat16()).float())
 
 
 def test_what_did_not_change_is_not_packed_again() -> None:
