@@ -75,7 +75,7 @@ def write_report(
         names = ["file", "prompt", "seed", "set", *columns, *copying_columns(evaluation.copying)]
         writer = csv.DictWriter(file, names, restval="")
         writer.writeheader()
-        writer.writerows({name: _harmless(cell) for name, cell in row.items()} for row in rows)
+        writer.writerows({name: harmless(cell) for name, cell in row.items()} for row in rows)
     sets = Sets(made, reference, against, training)
     text = page(evaluation, sets, facts, columns, rows)
     (folder / "report.html").write_text(text, encoding="utf-8", errors=_NAMES)
@@ -112,7 +112,7 @@ def made_with(
 ) -> dict[str, Any]:
     """Everything needed to make the same numbers again; ``extra`` is added to it."""
     facts: dict[str, Any] = {
-        "versions": {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES},
+        "versions": versions(),
         "embedder": embedder.name,
         "checkpoint_hashes": {"embedder": embedder.hash},
         "dim": embedder.dim,
@@ -170,7 +170,7 @@ def _cell(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.6g}"
 
 
-def _harmless(cell: Any) -> Any:
+def harmless(cell: Any) -> Any:
     """Words that a spreadsheet would run as a formula, marked as text; numbers as they are."""
     if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@")) or _number(cell):
         return cell
@@ -197,6 +197,11 @@ def _plain(thing: Any) -> Any:
     if isinstance(thing, np.integer):
         return int(thing)
     return str(thing)  # a path
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide what numbers come out."""
+    return {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES}
 
 
 def _version(package: str) -> str:
