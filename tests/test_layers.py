@@ -32,6 +32,7 @@ ALLOWED["data"] |= {"metrics.base"}
 ALLOWED["models"] |= {"metrics.base", "metrics.features"}
 ALLOWED["generation"] |= {"metrics.base"}
 ALLOWED["training"] |= {"metrics.base", "metrics.combined", "compose"}
+ALLOWED["training"] |= {"metrics.classification", "metrics.confusion_plot", "metrics.retrieval"}
 ALLOWED["evaluation"] |= {"metrics"}
 ALLOWED["bench"] |= {"metrics", "compose"}
 ALLOWED["verbs"] |= {"metrics", "compose", "web", "serving"}

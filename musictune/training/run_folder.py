@@ -92,8 +92,9 @@ def published(out: Path, text: str, resume: bool, run: Callable[[Path], T]) -> T
 
 
 def _held(work: Path) -> bool:
-    """Whether an interrupted run has a checkpoint."""
-    return any((work / "checkpoints").glob("step-*"))
+    """Whether an interrupted run has a checkpoint, or one of several in it is done."""
+    done = (work.glob(f"{place}checkpoints/step-*") for place in ("", "fold-*/"))
+    return any(any(found) for found in (*done, work.glob("fold-*/results.json")))
 
 
 def _check_same(ours: str, theirs: str, out: Path) -> None:
