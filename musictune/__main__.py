@@ -28,7 +28,7 @@ _Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no remarks."
 _Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 _PANELS = {
-    "Everyday": ("demo", "prepare", "tune", "generate", "serve", "evaluate")
+    "Everyday": ("demo", "prepare", "tune", "generate", "classify", "serve", "evaluate")
     + ("merge", "export", "doctor"),
     "Preferences": ("listen", "votes", "reward", "align"),
     "Making a base model": ("compose", "pretrain"),

@@ -1,7 +1,8 @@
-"""`musictune evaluate`: made music to scores and a page."""
+"""`musictune evaluate`: made music, or a classifier on labelled clips, to scores and a page."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,8 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from musictune.evaluation.classification import MeasuredClassifier
     from musictune.evaluation.plan import Plan
     from musictune.evaluation.run import Measured
+
+_CLASSIFIER = "Of a classifier, with --run"
 
 
 class Peer(StrEnum):
@@ -30,15 +34,20 @@ class Layout(StrEnum):
 
 
 def evaluate(
-    made: Annotated[Path, typer.Argument(help="Folder of made music, as `generate` writes it.")],
-    reference: Annotated[
+    made: Annotated[
         Path,
+        typer.Argument(
+            help="Folder of made music, as `generate` writes it; with --run, labelled clips."
+        ),
+    ],
+    reference: Annotated[
+        Path | None,
         typer.Option(
             help="The sound to compare with: an audio file, folder, manifest, or statistics "
             "(.npz, or .npz:NAME where the file holds several)."
         ),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for the report.")],
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("out/report"),
     against: Annotated[
         Path | None,
         typer.Option(
@@ -80,11 +89,13 @@ def evaluate(
         typer.Option(help="Also write mean and covariance of the made set, as a .npz file."),
     ] = None,
     layout: Annotated[
-        Layout,
+        str,
         typer.Option(
-            help="How --save-statistics lays them out; for fadtk of the points it would hear."
+            help="How --save-statistics lays them out: musictune, fadtk (the points it would "
+            "hear) or stable-audio-metrics; with --run, how clips are labelled: folders, csv, "
+            "esc50, ...; found out if not given."
         ),
-    ] = Layout.musictune,
+    ] = "",
     workers: Annotated[
         int | None, typer.Option(help="Processes that listen; chosen if not given.")
     ] = None,
@@ -95,18 +106,45 @@ def evaluate(
     device: Annotated[
         str, typer.Option(help="Where embedders compute: auto, cpu or cuda.")
     ] = "auto",
+    run: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=_CLASSIFIER,
+            help="A run of `tune --task classify`, or a classifier's folder or Hugging Face id: "
+            "measures that.",
+        ),
+    ] = "",
+    split: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=_CLASSIFIER,
+            help="Only clips of this published part: train, validation or test; all if not given.",
+        ),
+    ] = "",
+    fail_below: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-below",
+            rich_help_panel=_CLASSIFIER,
+            metavar="NAME=VALUE",
+            help="Exit with 1 if a score is lower, such as accuracy=0.8. Repeatable.",
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the report if it is there.")
     ] = False,
 ) -> None:
-    """Measure made music: how close to the reference, how true to its prompts, how varied.
+    """Measure made music, or a classifier.
+
+    Of music: how close to the reference, how true to its prompts, how varied.
 
     Writes report.html (a page to hear, see and compare, which needs no network), metrics.json and
     clips.csv. Each value comes with the 95 % interval it can be trusted to, and a value that
     cannot be computed with the reason. What was heard is kept, so that a second run, or one that
     was stopped, does not hear it again.
 
-    Exits with 0 when it is done, 1 if copies were found under --fail-on-copying, 2 for bad input.
+    Exits with 0 when it is done, 1 if copies were found under --fail-on-copying or a score is lower
+    than --fail-below allows, 2 for bad input.
 
     With --against, clips of equal prompt and seed are compared one by one. With --training, copies
     of the training clips are looked for. Any folder of audio can be measured; without the manifest
@@ -116,6 +154,11 @@ def evaluate(
 
     With another tool's numbers: musictune evaluate out/tuned --reference fma_pop.npz:vggish
     --embedder vggish:vggish.pth --compat fadtk --out report
+
+    A classifier is heard on labelled clips (clips that it was trained on flatter it): accuracy,
+    F1, mean average precision, confusion.png, and the surest mistakes to hear.
+
+    Example: musictune evaluate labelled --run runs/genres --out report --fail-below accuracy=0.8
     """
     from musictune.console import say
     from musictune.errors import CheckFailed, InputError
@@ -123,6 +166,24 @@ def evaluate(
     from musictune.metrics.base import NotComputed
     from musictune.metrics.folder import shown
 
+    if run:
+        music = {"--reference": reference, "--against": against, "--training": training,
+                 "--held-out": held_out, "--fail-on-copying": fail_on_copying,
+                 "--embedder": embedder, "--classifier": classifier, "--compat": compat,
+                 "--save-statistics": save_statistics, "--workers": workers,
+                 "--cache": cache}  # fmt: skip
+        if given := [option for option, value in music.items() if value]:
+            raise InputError(f"{given[0]} is about made music; leave it or --run out")
+        measure_run(made, run, out, overwrite, layout, split, fail_below or [], device, base or "")
+        return
+    for value, option in ((split, "--split"), (fail_below, "--fail-below")):
+        if value:
+            raise InputError(f"{option} is about a classifier; give --run too")
+    if reference is None:
+        raise InputError(
+            "neither --reference nor --run is given; name the sound to compare music with, or "
+            "the classifier to measure"
+        )
     for wanted, option in ((fail_on_copying, "--fail-on-copying"), (base, "--base")):
         if wanted and training is None:
             raise InputError(f"{option} is about copies of training clips; give --training too")
@@ -130,7 +191,7 @@ def evaluate(
         made, reference, against, training, held_out, embedder, classifier, base,
         tuple(dict.fromkeys(peer.value for peer in compat or [])), workers, cache, device,
     )  # fmt: skip
-    measured = measure(plan, out, overwrite, save_statistics, layout)
+    measured = measure(plan, out, overwrite, save_statistics, _statistics_layout(layout))
     say(f"report: {shown(str(out / 'report.html'))}")
     copying = measured.evaluation.copying
     if not fail_on_copying or copying is None:
@@ -181,6 +242,84 @@ def measure(
     if evaluation.copying is not None and evaluation.copying.alarm:
         note(f"copying: {evaluation.copying.alarm_reason}")
     return measured
+
+
+def measure_run(
+    clips: Path,
+    run: str,
+    out: Path,
+    overwrite: bool = False,
+    layout: str = "",
+    split: str = "",
+    fail_below: Sequence[str] = (),
+    device: str = "auto",
+    base: str = "",
+) -> None:
+    """All of ``evaluate --run``: a classifier on labelled clips."""
+    from musictune.console import say
+    from musictune.data.labelled import read_labelled
+    from musictune.evaluation.classification import (
+        check_limits,
+        chosen_part,
+        measure_classifier,
+        parse_limits,
+    )
+    from musictune.files import check_target
+    from musictune.metrics.folder import shown
+
+    limits = parse_limits(fail_below)
+    folder = Path(run)
+    check_target(out, overwrite=overwrite, inputs=[clips, *([folder] if folder.exists() else [])])
+    labelled = read_labelled(clips, layout or "auto")
+    chosen_part(labelled, split)
+
+    from musictune.generation.facts import adapter_facts
+    from musictune.methods.composition import Addition
+    from musictune.methods.tuned_classifier import load_classifier
+
+    model = load_classifier(run, device, base)
+    facts: dict[str, object] = {"run": run, "device": str(model.device)}
+    if folder.is_dir():
+        facts["sha256"] = adapter_facts(Addition(_learned(folder)))["sha256"]
+    measured = measure_classifier(model, labelled, out, overwrite, split=split, facts=facts)
+    for line in _scores(measured):
+        say(line)
+    say(f"report: {shown(str(out / 'report.html'))}")
+    check_limits(measured, limits)
+
+
+def _learned(folder: Path) -> Path:
+    """What of a run decides its answers; the rest is figures and pictures."""
+    inside = folder / "adapter"
+    return inside if inside.is_dir() else folder
+
+
+def _scores(measured: MeasuredClassifier) -> list[str]:
+    """One line per score with its interval."""
+    from musictune.metrics.base import NotComputed
+    from musictune.metrics.classification import ABOUT
+    from musictune.metrics.report_scores import interval, number
+
+    width = max(len(ABOUT[name].title) for name in measured.main)
+    return [
+        f"{ABOUT[name].title.ljust(width)}  "
+        + (
+            f"not computed: {score.reason}"
+            if isinstance(score, NotComputed)
+            else f"{number(score.value)} {interval(score)}".rstrip()
+        )
+        for name, score in measured.main.items()
+    ]
+
+
+def _statistics_layout(name: str) -> Layout:
+    from musictune.errors import InputError
+
+    try:
+        return Layout(name or Layout.musictune)
+    except ValueError:
+        known = ", ".join(Layout)
+        raise InputError(f"--layout {name} of statistics is unknown; choose {known}") from None
 
 
 def _check_statistics(file: Path, out: Path, plan: Plan) -> None:
