@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from musictune.training.best import Judges
     from musictune.training.recipe import Recipe
     from musictune.training.run import Result
+
+
+Settled = tuple[list[Path], list[str], dict[str, Any], str | None]
+
+
+class Task(StrEnum):
+    """What a model is taught."""
+
+    music = "music"
+    classify = "classify"
+    contrast = "contrast"
 
 
 class Keep(StrEnum):
@@ -28,8 +39,18 @@ class Keep(StrEnum):
 def tune(
     clips: Annotated[
         Path | None,
-        typer.Argument(help="A recording, a folder of them, a manifest, or a prepared folder."),
+        typer.Argument(
+            help="A recording, a folder of them, a manifest, or a prepared folder; for classify "
+            "labelled clips, for contrast captioned ones."
+        ),
     ] = None,
+    task: Annotated[
+        Task,
+        typer.Option(
+            help="music: a music model learns the sound (default). classify: an audio transformer "
+            "learns labels. contrast: a CLAP learns which caption belongs to which clip."
+        ),
+    ] = Task.music,
     out: Annotated[Path, typer.Option(help="Folder for the run.")] = Path("out/tune"),
     concept: Annotated[
         list[str] | None,
@@ -47,8 +68,10 @@ def tune(
     method: Annotated[
         str | None,
         typer.Option(
-            help="pivotal (default), full, concept_tokens, bottleneck, ssf, prefix, prompt_tuning, "
-            "or what peft has: lora, dora, rslora, pissa, ia3, miss, oft, vera, shira, and others."
+            help="pivotal (default), full, concept_tokens, bottleneck, compacter, ssf, bitfit, "
+            "prefix, prompt_tuning, or what peft has: lora, dora, rslora, pissa, ia3, miss, oft, "
+            "vera, shira, and others. For classify also linear_probe, convolution, soft_moa, "
+            "deep_prompt, shallow_prompt."
         ),
     ] = None,
     base: Annotated[
@@ -126,6 +149,16 @@ def tune(
 
     training.weight_decay=0.1: pulls what is learned back towards the base.
 
+    With --task classify an audio transformer (mini's own, AST, wav2vec 2.0, HuBERT) learns labels
+    from a folder per class, a CSV, or the layouts of ESC-50, UrbanSound8K, Speech Commands, GTZAN
+    and NSynth. The step that does best on validation clips is kept and measured on test clips;
+    results.json and confusion.png say how well:
+
+        musictune tune --task classify recordings/ --method convolution --set run.shots=8
+
+    run.folds=5 trains once per fold; run.epochs, run.seconds, augment.mixup, run.mask_patches and
+    more: --print-config. With --task contrast a CLAP learns your captions.
+
     Ctrl-C stops after the current step and keeps a checkpoint for --resume.
 
     Example: musictune tune my-recordings --concept mybox --class-word "music box" --out runs/mybox
@@ -134,6 +167,26 @@ def tune(
     from musictune.errors import InputError
     from musictune.training.recipe import load_recipe
 
+    if task is not Task.music:
+        given = {
+            "--concept": concept, "--class-word": class_word, "--tokens": tokens,
+            "--preview-every": preview_every,
+        }  # fmt: skip
+        _refuse(given, task)
+        overrides = {
+            "run.clips": str(clips) if clips else None,
+            "run.base": base,
+            "training.steps": steps,
+            "training.lr": lr,
+            "training.batch": batch,
+            "training.seed": seed,
+            "training.keep": keep.value if keep else None,
+            "training.precision": precision,
+        }
+        settled = (config or [], set_ or [], overrides, method)
+        teach = _classify if task is Task.classify else _contrast
+        teach(settled, out, device, resume, overwrite, print_config)
+        return
     recipe = load_recipe(
         config or [],
         set_ or [],
@@ -163,6 +216,85 @@ def tune(
         if not Path(place).exists():
             raise InputError(f"clips {place} do not exist; name a recording or a folder")
     _report(_run(recipe, out, device, resume, overwrite), recipe)
+
+
+def _refuse(given: Mapping[str, object], task: Task) -> None:
+    """What is about music has no meaning for another task."""
+    from musictune.errors import InputError
+
+    for option, value in given.items():
+        if value is not None:
+            raise InputError(f"{option} is about music; leave it out with --task {task.value}")
+
+
+def _classify(
+    settled: Settled, out: Path, device: str, resume: bool, overwrite: bool, show: bool
+) -> None:
+    from musictune.console import say
+    from musictune.errors import InputError
+    from musictune.training.classify_recipe import load_classify_recipe
+
+    if settled[2].pop("training.steps") is not None:
+        raise InputError("--steps is counted in epochs here; use --set run.epochs=30")
+    recipe = load_classify_recipe(*settled)
+    if show:
+        say(recipe.text.rstrip())
+        return
+    from musictune.models.devices import find_device
+    from musictune.training.classify import tune_classifier
+
+    find_device(device)
+    result = tune_classifier(recipe, out, device=device, resume=resume, overwrite=overwrite)
+    for line in said(result.facts):
+        say(line)
+    model = result.folder if "each" not in result.facts else result.folder / "fold-0"
+    again = ["musictune", "classify", "RECORDING", "--model", str(model)]
+    say(f"{result.folder}: try  {shlex.join(again)}")
+
+
+def said(facts: dict[str, Any]) -> list[str]:
+    """What a run that learned labels came to, in lines for people."""
+    if "each" in facts:
+        figures = [name.removesuffix("_mean") for name in facts if name.endswith("_mean")]
+        return [
+            f"{name.removeprefix('test_').replace('_', ' ')} over {facts['folds']} folds: "
+            f"{facts[f'{name}_mean']:.3f}, deviation {facts[f'{name}_deviation']:.3f}"
+            for name in figures
+        ]
+    lines = [
+        f"adapter {int(facts['adapter_bytes']) / 1e3:,.0f} kB, {facts['seconds']} s, peak memory "
+        f"{int(facts['peak_memory_bytes']) / 1e9:.2f} GB"
+    ]
+    if "kept_step" in facts:
+        lines.append(f"kept step {facts['kept_step']}: validation {facts['validation_kept']}")
+    for name, score in facts["test"].items():
+        if score.get("value") is not None:
+            lines.append(
+                f"test {name.replace('_', ' ')} {score['value']:.3f} "
+                f"(95 % {_ends(score)}, {score['n']} clips)"
+            )
+    return lines
+
+
+def _ends(score: dict[str, Any]) -> str:
+    if score["low"] is None:
+        return "unknown"
+    return f"{score['low']:.3f} to {score['high']:.3f}"
+
+
+def _contrast(
+    settled: Settled, out: Path, device: str, resume: bool, overwrite: bool, show: bool
+) -> None:
+    from musictune.console import say
+    from musictune.training.contrast_recipe import load_contrast_recipe
+
+    recipe = load_contrast_recipe(*settled)
+    if show:
+        say(recipe.text.rstrip())
+        return
+    from musictune.training.contrast import tune_contrast
+
+    tune_contrast(recipe, out, device=device, resume=resume, overwrite=overwrite)
 
 
 def _one_or_all(values: list[str] | None) -> list[str] | str | None:
