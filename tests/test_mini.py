@@ -11,12 +11,16 @@ from pathlib import Path
 import librosa
 import numpy as np
 import pytest
+import torch
 
 from musictune import audio
 from musictune.audio import Clip
+from musictune.compose.instruments import DRUMS, FAMILIES
+from musictune.compose.styles import STYLES
 from musictune.generation import Engine
 from musictune.metrics.embedders import ClapEmbedder
 from musictune.metrics.embedders.selftest import check_embedder
+from musictune.models.classifier import Classifier
 from musictune.models.musicgen import MusicGen
 
 MINI = Path(audio.__file__).parent / "bundled" / "mini"
@@ -50,6 +54,16 @@ def test_its_clap_reads_and_hears() -> None:
     embedder = ClapEmbedder.load()
     check_embedder(embedder)
     assert embedder.sample_rate == 32000
+
+
+def test_its_audio_encoder_names_what_the_composer_writes() -> None:
+    model = Classifier.load("mini")
+    assert model.labels == (*sorted([*FAMILIES, DRUMS]), *sorted(STYLES))
+    assert model.multi_label
+    assert (model.seconds, model.front.sample_rate) == (5.12, 16000)
+    said = model.classify(audio.read(REFERENCE, seconds=12))
+    assert said.shape == (2, len(model.labels))  # and a rest of less than half a window
+    assert ((said > 0) & (said < 1)).all()
 
 
 @pytest.mark.slow
@@ -98,6 +112,29 @@ def test_its_clap_finds_clips_by_their_captions() -> None:
     assert ours["text to audio R@10"] > 0.9  # of 100
     assert ours["cosine of unrelated captions"] < 0.2
     assert ours["one fact changed, instrument"] > 0.8
+
+
+@pytest.mark.slow
+def test_its_audio_encoder_knows_families_and_styles_of_music_it_never_heard() -> None:
+    pytest.importorskip("tinysoundfont")
+    from musictune.compose.render import render_many
+    from musictune.metrics.base import Score
+    from musictune.metrics.classification import classification_scores
+
+    model = Classifier.load("mini")
+    said, true = [], []
+    for score, clip in render_many(range(75_200_000, 75_200_150), seconds=5.2):
+        truth = score.truth
+        known = {*truth.families, truth.style, *([DRUMS] if truth.has_drums else [])}
+        said.append(model.classify(clip)[0])
+        true.append([float(label in known) for label in model.labels])
+    found, targets = torch.stack(said), torch.tensor(true)
+    count = len(FAMILIES) + 1
+    for part, least in ((slice(count), 0.8), (slice(count, None), 0.5)):
+        scores = classification_scores(found[:, part], targets[:, part], True, intervals=False)
+        precision = scores["mean_average_precision"]
+        assert isinstance(precision, Score)
+        assert precision.value > least
 
 
 @pytest.mark.slow

@@ -260,6 +260,7 @@ def read_part(config: Path, changes: list[str]) -> Pretraining:
 
     # Imported so that their short names work in a recipe.
     from musictune.training import (  # noqa: F401
+        pretrain_ast,
         pretrain_clap,
         pretrain_codec,
         pretrain_codec_decoder,

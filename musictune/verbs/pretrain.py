@@ -25,7 +25,7 @@ def pretrain(
         bool, typer.Option("--overwrite", help="Replace the folder if it is there.")
     ] = False,
 ) -> None:
-    """Train one part of a base model: codec, language model or CLAP.
+    """Train one part of a base model: codec, language model, CLAP or audio encoder.
 
     In this order, since the language model speaks the codec's tokens:
 
@@ -37,6 +37,8 @@ def pretrain(
         --set part.init_args.codec=base/codec --out base/musicgen
 
         musictune pretrain --config configs/pretrain_clap.yaml --corpus corpus --out base/clap
+
+        musictune pretrain --config configs/pretrain_ast.yaml --corpus corpus --out base/ast
     """
     from musictune.training.pretrain import pretrain as run
     from musictune.training.pretrain import read_part
