@@ -19,6 +19,8 @@ from musictune.models.base import TunableModel
 from musictune.models.devices import find_device
 from musictune.models.front import Front
 
+_SEVERAL = "multi_label_classification"
+_AUDIOSET = 527  # labels
 _AT_ONCE = 16  # windows per pass where nothing is trained
 
 
@@ -215,7 +217,11 @@ class Classifier(TunableModel):
         """Whether several labels can be true of a clip; AudioSet's can."""
         if self.head is not None:
             return self.head.multi_label
-        return self.network.config.problem_type == "multi_label_classification"
+        config = self.network.config
+        # Those taught AudioSet do not all say that its 527 labels can be true together.
+        return config.problem_type == _SEVERAL or (
+            config.problem_type is None and config.num_labels == _AUDIOSET
+        )
 
     @property
     def steps(self) -> int:
