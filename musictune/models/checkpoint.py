@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -24,6 +21,7 @@ from musictune.console import quiet_transformers
 from musictune.data.concepts import Concept
 from musictune.errors import InputError
 from musictune.models import codec as codec  # known to transformers from here on
+from musictune.models.places import explained, find_base
 
 MINI = Path(__file__).resolve().parent.parent / "bundled" / "mini" / "musicgen"
 CONCEPTS = "musictune_concepts.json"
@@ -41,22 +39,10 @@ def check(base: str) -> str:
     Raises:
         InputError: no such base, or a folder without a MusicGen's ``config.json``.
     """
-    if base == "mini":
-        if not (MINI / "config.json").is_file():
-            raise InputError(
-                f"the bundled base mini is missing from {MINI}; install musictune again or make it "
-                "with `musictune pretrain`"
-            )
-        return str(MINI)
-    folder = Path(base)
-    if base and folder.is_dir():
-        _check_config(folder)
-        return str(folder)
-    if base and folder.exists():
-        raise InputError(f"base {base} is a file; {ALLOWED}")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", base):
-        raise InputError(f"unknown base {base!r}; {ALLOWED}")
-    return base
+    place = find_base(base, MINI, "musictune pretrain", ALLOWED)
+    if Path(base).is_dir() and base != "mini":
+        _check_config(Path(place))
+    return place
 
 
 def kind(base: str) -> str:
@@ -66,7 +52,7 @@ def kind(base: str) -> str:
         InputError: see :func:`check`; also another kind of model, or no network.
     """
     place = check(base)
-    with _explained(base), quiet_transformers():
+    with explained(base), quiet_transformers():
         found: str = AutoConfig.from_pretrained(
             place, trust_remote_code=False, local_files_only=Path(place).is_dir()
         ).model_type
@@ -86,7 +72,7 @@ def read(base: str, dtype: torch.dtype, wanted: str = "musicgen") -> tuple[Any, 
         raise InputError(f"base {base} is a {found} model where a {wanted} model is needed")
     place = check(base)
     local = Path(place).is_dir()
-    with _explained(base), quiet_transformers():
+    with explained(base), quiet_transformers():
         network, loaded = NETWORKS[wanted].from_pretrained(
             place,
             dtype=dtype,
@@ -118,7 +104,7 @@ def read_preprocessor(base: str) -> dict[str, Any]:
     names = ("preprocessor_config.json", "processor_config.json")
     if local and not any((Path(place) / name).is_file() for name in names):
         return {}
-    with _explained(base), quiet_transformers():
+    with explained(base), quiet_transformers():
         fields: dict[str, Any]
         fields, _ = FeatureExtractionMixin.get_feature_extractor_dict(place, local_files_only=local)
     return fields
@@ -147,8 +133,6 @@ def write_concepts(concepts: Sequence[Concept], folder: Path) -> None:
 
 def _check_config(folder: Path) -> None:
     path = folder / "config.json"
-    if not path.is_file():
-        raise InputError(f"base {folder} has no config.json, so it is no model folder; {ALLOWED}")
     try:
         found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
@@ -158,20 +142,3 @@ def _check_config(folder: Path) -> None:
     # Without either, transformers would make up a tokenizer that knows no word.
     if not any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")):
         raise InputError(f"base {folder} has no tokenizer.json; save its tokenizer there too")
-
-
-@contextlib.contextmanager
-def _explained(base: str) -> Iterator[None]:
-    """Inside, what transformers and the Hub client raise becomes one line."""
-    try:
-        yield
-    except SafetensorError as error:
-        raise InputError(f"base {base}: corrupt safetensors ({error}); fetch it again") from error
-    except Exception as error:  # they raise many kinds
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        if base == "mini" or Path(base).is_dir():
-            raise InputError(f"base {base} cannot be loaded: {reason}") from error
-        raise InputError(
-            f"base {base} is no folder here and could not be fetched from the Hugging Face Hub "
-            f"({reason}); check the name and the network, or use mini or a local folder"
-        ) from error

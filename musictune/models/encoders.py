@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import nn
 
 from musictune.console import quiet_transformers
 from musictune.errors import InputError
 from musictune.models.front import Front, Spectrogram, Waveform
 from musictune.models.mert import MERT, read_mert
+from musictune.models.places import explained, find_base
 
 MINI = Path(__file__).resolve().parent.parent / "bundled" / "mini" / "ast"
 AST = "audio-spectrogram-transformer"
 WAVES = ("wav2vec2", "hubert", "wavlm", "unispeech-sat", "unispeech", "data2vec-audio")
+_REMADE = "musictune pretrain --config configs/pretrain_ast.yaml"
 ALLOWED = (
     "use mini, a local model folder, or a Hugging Face id such as "
     "MIT/ast-finetuned-audioset-10-10-0.4593"
@@ -57,8 +55,8 @@ def read_encoder(base: str, seconds: float | None = None) -> Encoder:
         InputError: no such base, another kind of model, files that are missing or damaged, or
             seconds that are too few or too many for it.
     """
-    place = _place(base)
-    with _explained(base), quiet_transformers():
+    place = find_base(base, MINI, _REMADE, ALLOWED)
+    with explained(base), quiet_transformers():
         kind = _kind(place)
         if kind == MERT:
             network, extractor, lost = read_mert(place, base)
@@ -237,44 +235,3 @@ def _settle(network: Any) -> None:
     for name, parameter in network.named_parameters():
         if name.endswith(("position_embeddings", "cls_token", "distillation_token", "bias")):
             parameter.data.normal_(0, 0.1)
-
-
-def _place(base: str) -> str:
-    if base == "mini":
-        if not (MINI / "config.json").is_file():
-            raise InputError(
-                f"the bundled audio encoder is missing from {MINI}; install musictune again or "
-                "make it: musictune pretrain --config configs/pretrain_ast.yaml"
-            )
-        return str(MINI)
-    folder = Path(base)
-    if base and folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise InputError(f"base {folder} has no config.json, so it is no model; {ALLOWED}")
-        return str(folder)
-    if base and folder.exists():
-        raise InputError(f"base {base} is a file; {ALLOWED}")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", base):
-        raise InputError(f"unknown base {base!r}; {ALLOWED}")
-    return base
-
-
-@contextlib.contextmanager
-def _explained(base: str) -> Iterator[None]:
-    """Inside, what transformers and the Hub client raise becomes one line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except SafetensorError as error:
-        raise InputError(f"base {base}: corrupt safetensors ({error}); fetch it again") from error
-    except Exception as error:  # they raise many kinds
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        if "ignore_mismatched_sizes" in reason:  # transformers speaks of a report that is not shown
-            reason = "its weights have other shapes than its config.json says"
-        if base == "mini" or Path(base).is_dir():
-            raise InputError(f"base {base} cannot be loaded: {reason}") from error
-        raise InputError(
-            f"base {base} is no folder here and could not be fetched from the Hugging Face Hub "
-            f"({reason}); check the name and the network, or use mini or a local folder"
-        ) from error
