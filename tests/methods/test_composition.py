@@ -22,7 +22,7 @@ from musictune.methods.peft import Peft
 from musictune.methods.pivotal import Pivotal
 from musictune.methods.storage import load_json, save_json
 from musictune.models.base import Batch
-from tests.methods.toys import base, toy
+from tests.methods.toys import LIVE, base, toy
 
 
 def batch(text: str = "piano") -> Batch:
@@ -131,9 +131,6 @@ def test_additions_are_read(tmp_path: Path) -> None:
             Addition.read(f"{folder}={bad}")
     with pytest.raises(InputError, match="does not exist"):
         Addition.read(str(tmp_path / "none"))
-
-
-LIVE = [name for name, kind in methods().items() if not kind.mergeable]
 
 
 @pytest.mark.parametrize("name", LIVE)

@@ -21,7 +21,7 @@ from musictune.methods.pivotal import Pivotal
 from musictune.models.base import Batch
 from musictune.models.musicgen import MusicGen
 from musictune.training.diagnostic_plots import write_diagnostics
-from tests.methods.toys import toy
+from tests.methods.toys import FITTING, toy
 
 
 def batch() -> Batch:
@@ -94,7 +94,7 @@ def test_rank_is_seen() -> None:
         )
 
 
-CASES = [name for name in methods() if name != "peft"] + ["dora", "pissa", "ia3"]
+CASES = [name for name in FITTING if name != "peft"] + ["dora", "pissa", "ia3"]
 DRAWN = ("pivotal", "full", "dora", "concept_tokens", "bottleneck")
 """A picture each takes long: one case of every kind of answer, the others are slow."""
 

@@ -24,7 +24,7 @@ from musictune.methods.pivotal import Pivotal
 from musictune.methods.switching import Adapters
 from musictune.models.base import Batch
 from musictune.models.musicgen import MusicGen
-from tests.methods.toys import base, toy
+from tests.methods.toys import LIVE, base, toy
 
 TEXT = "a koto, a reggae and a banjo"
 
@@ -184,7 +184,7 @@ def test_mistakes_are_one_line_and_change_nothing(folders: dict[str, Path], tmp_
     assert adapters.names == ["koto"] and adapters.active == {"koto": 1.0}
 
 
-@pytest.mark.parametrize("name", [n for n, kind in methods().items() if not kind.mergeable])
+@pytest.mark.parametrize("name", LIVE)
 def test_what_cannot_be_merged_cannot_be_switched(name: str, tmp_path: Path) -> None:
     model, method = toy(), methods()[name].toy()
     method.prepare(model, itertools.repeat(batch()))
