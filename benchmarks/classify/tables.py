@@ -9,14 +9,15 @@ import argparse
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from arms import ARMS, PLACES
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, t
 from study import EPOCHS, TASKS, chosen, slug
 
+BESIDE = ["linear", "full", "lora", "convolution", *PLACES]
 Cells = dict[tuple[str, str, int], list[dict[str, Any]]]
 
 
@@ -49,7 +50,7 @@ def mean(cells: Cells, name: str, tasks: Sequence[str] = TASKS) -> float:
 def few_shot(cells: Cells, folder: Path) -> list[str]:
     """A table per task, best mean first."""
     lines: list[str] = []
-    names = [name for name in ARMS if all(cells[name, t, s] for t in TASKS for s in EPOCHS)]
+    names = [name for name in ARMS if all(cells[name, task, s] for task in TASKS for s in EPOCHS)]
     for task in TASKS:
         lines += [
             f"### {task}", "",
@@ -73,11 +74,11 @@ def ranking(cells: Cells) -> list[str]:
     """Ours beside the paper's."""
     names = [
         name for name, arm in ARMS.items()
-        if arm.paper is not None and all(cells[name, t, s] for t in TASKS for s in EPOCHS)
+        if arm.paper is not None and all(cells[name, task, s] for task in TASKS for s in EPOCHS)
     ]  # fmt: skip
     ours = {name: mean(cells, name) for name in names}
     most = {
-        name: 100 * statistics.fmean(c["accuracy"] for t in TASKS for c in cells[name, t, 16])
+        name: 100 * statistics.fmean(c["accuracy"] for task in TASKS for c in cells[name, task, 16])
         for name in names
     }
     theirs = {name: float(ARMS[name].paper or 0) for name in names}
@@ -99,17 +100,44 @@ def ranking(cells: Cells) -> list[str]:
     return lines
 
 
+def over_linear(cells: Cells) -> list[str]:
+    """Each method less the linear probe on the same clips with the same seed, in points."""
+    lines = ["| method | all | families | styles | 16 per class |", "|---|---|---|---|---|"]
+    names = [name for name in ARMS if name != "linear" and cells[name, TASKS[0], 16]]
+    for name in sorted(names, key=lambda n: -mean(cells, n)):
+        row = [difference(cells, name, tasks, EPOCHS) for tasks in (TASKS, TASKS[:1], TASKS[1:])]
+        row.append(difference(cells, name, TASKS, [16]))
+        lines.append(f"| {name} | {' | '.join(row)} |")
+    return lines
+
+
+def difference(cells: Cells, name: str, tasks: Sequence[str], shots: Iterable[int]) -> str:
+    """The mean over tasks, clips per class and seeds, with its 95 % interval over those pairs."""
+    points = [
+        100 * (one["accuracy"] - other["accuracy"])
+        for task in tasks
+        for count in shots
+        for one in cells[name, task, count]
+        for other in cells["linear", task, count]
+        if one["seed"] == other["seed"]
+    ]
+    error = statistics.stdev(points) / len(points) ** 0.5
+    reach = float(t.ppf(0.975, len(points) - 1)) * error
+    middle = statistics.fmean(points)
+    return f"{middle:+.1f} ({middle - reach:+.1f} to {middle + reach:+.1f})"
+
+
 def rank(values: dict[str, float], name: str) -> int:
     """1 for the highest."""
     return 1 + sum(other > values[name] for other in values.values())
 
 
 def placements(cells: Cells) -> list[str]:
-    """The bottleneck adapter in each place."""
-    lines = ["| place | " + " | ".join(TASKS) + " |", "|---|" + "---|" * len(TASKS)]
-    for name in PLACES:
+    """The bottleneck adapter in each place, and other methods after as many epochs."""
+    lines = ["| | " + " | ".join(TASKS) + " |", "|---|" + "---|" * len(TASKS)]
+    for name in BESIDE:
         row = " | ".join(shown(cells[name, task, 16]) for task in TASKS)
-        lines.append(f"| {name.removeprefix('bottleneck, ')} | {row} |")
+        lines.append(f"| {name} | {row} |")
     return lines
 
 
@@ -142,7 +170,7 @@ def draw(cells: Cells, path: Path) -> None:
 
     figure = Figure(figsize=(11, 5), dpi=110, layout="constrained")
     panels = figure.subplots(1, len(TASKS), sharey=False)
-    names = [name for name in ARMS if all(cells[name, t, s] for t in TASKS for s in EPOCHS)]
+    names = [name for name in ARMS if all(cells[name, task, s] for task in TASKS for s in EPOCHS)]
     names.sort(key=lambda name: -mean(cells, name))
     for axes, task in zip(panels, TASKS, strict=True):
         for number, name in enumerate(names):
@@ -169,8 +197,9 @@ def main() -> None:
     few = read(asked.cells, list(ARMS), "few")
     parts = {
         "Few clips per class": few_shot(few, asked.cells),
+        "Less the linear probe, pair by pair": over_linear(few),
         "Beside the paper": ranking(few),
-        "Where an adapter sits": placements(read(asked.cells, list(PLACES), "place")),
+        "Where an adapter sits": placements(read(asked.cells, BESIDE, "place")),
         "What a step costs": costs(asked.cells),
     }
     for title, lines in parts.items():
