@@ -231,6 +231,7 @@ def test_a_model_that_hears_no_order_is_at_chance(data: Path, base: Path) -> Non
     assert found["order_swap_unseen_wordings"]["value"] == 0.5
 
 
+@pytest.mark.slow
 def test_a_real_clap_of_a_run_is_an_embedder(data: Path, tmp_path: Path) -> None:
     made = load_contrast_recipe(
         overrides={
