@@ -63,8 +63,8 @@ def measure(shape: str, name: str) -> dict[str, Any]:
     )  # fmt: skip
     labels = [str(number) for number in range(CLASSES)]
     method = recipe.with_head(labels, False)
-    method.prepare(model, iter([batch] * 1000))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    method.prepare(model, iter([batch] * 1000))
     method.attach(model)
     model.train()
     trained = list(trained_parameters(model).values())
