@@ -67,10 +67,16 @@ NAMES = [*(n for n in methods() if n not in ("peft", "combined")), *PEFT_KINDS]
 CASES = [(name, kind) for name in NAMES for kind in KINDS if fits(name, kind)]
 
 
+EVERYWHERE = ("lora", "bottleneck", "pivotal")
+OFTEN = (*EVERYWHERE, "convolution", "full", "prefix", "shallow_prompt")
+
+
 def param(name: str, kind: str) -> Any:
-    """HuBERT's layers are those of wav2vec 2.0: most of its cases are slow tests."""
-    late = kind == "hubert" and name not in ("lora", "bottleneck", "pivotal")
-    return pytest.param((name, kind), id=f"{name}-{kind}", marks=[pytest.mark.slow] * late)
+    """All methods on an AST, some on wave encoders, fewer on HuBERT, whose layers are those of
+    wav2vec 2.0; the other cases are slow tests."""
+    quick = {"ast": tuple(NAMES), "wav2vec2": OFTEN, "hubert": EVERYWHERE}[kind]
+    marks = [] if name in quick else [pytest.mark.slow]
+    return pytest.param((name, kind), id=f"{name}-{kind}", marks=marks)
 
 
 PARAMS = [param(name, kind) for name, kind in CASES]
