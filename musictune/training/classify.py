@@ -39,7 +39,7 @@ from musictune.training.labelled_stream import LabelledStream, fixed_batches
 from musictune.training.loop import fit
 from musictune.training.masking import PatchMasking
 from musictune.training.run import peak_memory, stopped, summary
-from musictune.training.run_folder import check_run, published
+from musictune.training.run_folder import Result, check_run, published
 from musictune.training.unfused import warm_up
 
 _LONGEST = 60.0  # seconds kept of a training clip, of which crops are drawn
@@ -56,19 +56,6 @@ class Heard:
     examples: tuple[Example, ...]
     sounds: list[Tensor]
     targets: Tensor
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run came to.
-
-    Attributes:
-        folder: the finished run.
-        facts: as in ``results.json``.
-    """
-
-    folder: Path
-    facts: Facts
 
 
 def tune_classifier(

@@ -35,26 +35,13 @@ from musictune.training.contrasting import (
 )
 from musictune.training.loop import fit
 from musictune.training.run import peak_memory, stopped, summary
-from musictune.training.run_folder import check_run, published
+from musictune.training.run_folder import Result, check_run, published
 from musictune.training.settings import TrainingSettings
 
 CLAP = "clap"
 """The folder of a run with the tuned towers as a plain CLAP."""
 
 Facts = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run came to.
-
-    Attributes:
-        folder: the finished run.
-        facts: as in ``results.json``.
-    """
-
-    folder: Path
-    facts: Facts
 
 
 @dataclass(frozen=True)

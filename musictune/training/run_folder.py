@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from musictune.errors import InputError
 from musictune.files import check_target, move_folder, readable
@@ -13,6 +14,19 @@ from musictune.training.loop import Interrupted
 from musictune.training.recipe import Recipe
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run that taught an encoder came to.
+
+    Attributes:
+        folder: the finished run.
+        facts: as in ``results.json``.
+    """
+
+    folder: Path
+    facts: dict[str, Any]
 
 
 def working_folder(out: Path) -> Path:

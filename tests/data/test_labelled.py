@@ -36,7 +36,7 @@ def json_rows(folder: Path, rows: Iterable[dict[str, Any]]) -> Path:
     return table(folder / "metadata.jsonl", *(json.dumps(row) for row in rows))
 
 
-def refused(source: Path, says: str, layout: str = "auto") -> None:
+def assert_refused(source: Path, says: str, layout: str = "auto") -> None:
     """One line, exit code 2."""
     with pytest.raises(InputError, match=says) as caught:
         read_labelled(source, layout)
@@ -82,20 +82,20 @@ def test_a_class_may_be_called_test(tmp_path: Path) -> None:
 
 def test_clips_beside_the_folders_are_counted_and_named(tmp_path: Path) -> None:
     put(tmp_path, "x/1.wav", "y/2.wav", "loose.wav", "other.ogg")
-    refused(tmp_path, r"2 clips without a label, the first loose\.wav.*move each")
+    assert_refused(tmp_path, r"2 clips without a label, the first loose\.wav.*move each")
     below = tmp_path / "parts"
     put(below, "train/x/1.wav", "train/y/2.wav", "test/x/3.wav", "test/loose.wav")
-    refused(below, r"1 clip without a label, the first loose\.wav")
+    assert_refused(below, r"1 clip without a label, the first loose\.wav")
 
 
 def test_folders_that_teach_nothing(tmp_path: Path) -> None:
-    refused(put(tmp_path / "one", "x/1.wav", "x/2.wav"), "one class only, 'x'")
+    assert_refused(put(tmp_path / "one", "x/1.wav", "x/2.wav"), "one class only, 'x'")
     (put(tmp_path / "gap", "x/1.wav", "y/2.wav") / "z").mkdir()
-    refused(tmp_path / "gap", r"class folder .*z holds no audio; put clips in or remove it")
+    assert_refused(tmp_path / "gap", r"class folder .*z holds no audio; put clips in or remove it")
     (tmp_path / "void").mkdir()
-    refused(tmp_path / "void", "has no folder for each class")
-    refused(tmp_path / "nowhere", "does not exist")
-    refused(put(tmp_path, "song.wav") / "song.wav", "no folder, CSV or")
+    assert_refused(tmp_path / "void", "has no folder for each class")
+    assert_refused(tmp_path / "nowhere", "does not exist")
+    assert_refused(put(tmp_path, "song.wav") / "song.wav", "no folder, CSV or")
 
 
 def test_links_to_files_are_followed_and_to_folders_are_not(tmp_path: Path) -> None:
@@ -104,17 +104,17 @@ def test_links_to_files_are_followed_and_to_folders_are_not(tmp_path: Path) -> N
     (data / "z/linked.wav").symlink_to(tmp_path / "elsewhere/2.wav")
     assert len(read_labelled(data).examples) == 3
     (data / "x/same.wav").symlink_to(data / "z/3.wav")
-    refused(data, "has two labels, ")
+    assert_refused(data, "has two labels, ")
     (data / "x/same.wav").unlink()
     (data / "y").symlink_to(tmp_path / "elsewhere")
-    refused(data, "class folder .*y is a link")
+    assert_refused(data, "class folder .*y is a link")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_a_folder_without_permission(tmp_path: Path) -> None:
     put(tmp_path, "x/1.wav", "y/2.wav")
     (tmp_path / "x").chmod(0)
-    refused(tmp_path, "")
+    assert_refused(tmp_path, "")
     (tmp_path / "x").chmod(0o755)
 
 
@@ -192,19 +192,19 @@ def test_order_does_not_matter_and_repeats_count_once(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_bad_csv_is_one_line(tmp_path: Path, lines: list[str], says: str) -> None:
     put(tmp_path, "data/a.wav", "data/b.wav", "out.wav")
-    refused(table(tmp_path / "data/labels.csv", *lines), says)
+    assert_refused(table(tmp_path / "data/labels.csv", *lines), says)
 
 
 def test_a_csv_in_another_encoding(tmp_path: Path) -> None:
     put(tmp_path, "a.wav")
     (tmp_path / "x.csv").write_bytes("file,label\na.wav,tänze\n".encode("utf-16"))
-    refused(tmp_path / "x.csv", "cannot be read as a CSV in UTF-8")
+    assert_refused(tmp_path / "x.csv", "cannot be read as a CSV in UTF-8")
 
 
 def test_a_link_that_leads_out_of_a_csvs_folder(tmp_path: Path) -> None:
     put(tmp_path, "data/a.wav", "secret.wav")
     (tmp_path / "data/b.wav").symlink_to(tmp_path / "secret.wav")
-    refused(
+    assert_refused(
         table(tmp_path / "data/x.csv", "file,label", "a.wav,x", "b.wav,y"),
         "points outside its folder",
     )
@@ -229,7 +229,7 @@ def test_esc50(tmp_path: Path) -> None:
         tmp_path.resolve() / "audio" / names[1], ("rooster",), 5, group="9032"
     )
     listing.write_text(listing.read_text() + "../meta/esc50.csv,1,0,dog,True,1,A\n")
-    refused(tmp_path, "points outside its folder")
+    assert_refused(tmp_path, "points outside its folder")
 
 
 def test_urbansound8k_takes_no_excerpts(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_urbansound8k_takes_no_excerpts(tmp_path: Path) -> None:
     later = by_name(clips.examples)["100263-2-0-117.wav"]
     assert (later.fold, later.group, later.start, later.seconds) == (10, "100263", 0.0, None)
     (tmp_path / "audio/fold5/100032-3-0-0.wav").unlink()
-    refused(tmp_path, "names 1 missing files")
+    assert_refused(tmp_path, "names 1 missing files")
 
 
 def test_speech_commands(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_speech_commands(tmp_path: Path) -> None:
         "cc_nohash_0.wav": ("test", "cc"),
     }
     table(tmp_path / "testing_list.txt", "")
-    refused(tmp_path, "the list of test clips in .* names none of its files")
+    assert_refused(tmp_path, "the list of test clips in .* names none of its files")
 
 
 def test_gtzan_leaves_its_broken_file_out(tmp_path: Path) -> None:
@@ -306,9 +306,9 @@ def test_nsynth(tmp_path: Path) -> None:
     assert other.labels == ("acoustic", "electronic", "synthetic")
     one = read_labelled(tmp_path / "nsynth-train")
     assert {e.split for e in one.examples} == {""}
-    refused(tmp_path, "has no colour; name another", "nsynth:colour")
+    assert_refused(tmp_path, "has no colour; name another", "nsynth:colour")
     (tmp_path / "nsynth-valid/audio/bass_electronic_001-0.wav").unlink()
-    refused(tmp_path, "names 1 missing files")
+    assert_refused(tmp_path, "names 1 missing files")
 
 
 def test_nsynth_names_only_its_own_files(tmp_path: Path) -> None:
@@ -318,11 +318,11 @@ def test_nsynth_names_only_its_own_files(tmp_path: Path) -> None:
     known["../../secret"] = known["flute_acoustic_002-1"]
     put(tmp_path, "secret.wav")
     listing.write_text(json.dumps(known))
-    refused(tmp_path / "data", "names 1 missing files")
+    assert_refused(tmp_path / "data", "names 1 missing files")
     listing.write_text("[1]")
-    refused(tmp_path / "data", "not a JSON object")
+    assert_refused(tmp_path / "data", "not a JSON object")
     listing.write_text("{")
-    refused(tmp_path / "data", "is not JSON")
+    assert_refused(tmp_path / "data", "is not JSON")
 
 
 def test_our_own_folders(tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_our_own_folders(tmp_path: Path) -> None:
     moods = read_labelled(tmp_path / "metadata.jsonl", "jsonl:moods")
     assert moods.multi_label
     assert [e.labels for e in moods.examples] == [("sad", "slow"), (), ("slow",)]
-    refused(tmp_path, "has the field colour; add it, or name another", "jsonl:colour")
+    assert_refused(tmp_path, "has the field colour; add it, or name another", "jsonl:colour")
 
 
 @pytest.mark.parametrize(
@@ -363,18 +363,18 @@ def test_our_own_folders(tmp_path: Path) -> None:
 def test_a_bad_manifest_is_one_line(tmp_path: Path, row: dict[str, Any], says: str) -> None:
     put(tmp_path, "data/a.wav", "data/b.wav", "out.wav")
     json_rows(tmp_path / "data", [{"file_name": "a.wav", "label": "x"}, row])
-    refused(tmp_path / "data", says)
+    assert_refused(tmp_path / "data", says)
 
 
 @pytest.mark.parametrize("layout", ["mine", "folders:x", "jsonl:", "auto:x", "", "esc50:x"])
 def test_an_unknown_layout(tmp_path: Path, layout: str) -> None:
     put(tmp_path, "x/1.wav", "y/2.wav")
-    refused(tmp_path, "is not known; choose auto, esc50", layout)
+    assert_refused(tmp_path, "is not known; choose auto, esc50", layout)
 
 
 def test_a_layout_that_does_not_fit(tmp_path: Path) -> None:
     put(tmp_path, "x/1.wav", "y/2.wav")
-    refused(tmp_path, "not laid out as esc50, which needs meta/esc50.csv", "esc50")
+    assert_refused(tmp_path, "not laid out as esc50, which needs meta/esc50.csv", "esc50")
 
 
 def test_targets_of_unknown_labels() -> None:

@@ -16,10 +16,10 @@ from musictune.methods.storage import load_tensors
 from musictune.methods.tuned_classifier import load_classifier
 from musictune.models.classifier import Classifier
 from musictune.training.callbacks import AfterStep, read_metrics
-from musictune.training.classify import Result, tune_classifier
+from musictune.training.classify import tune_classifier
 from musictune.training.classify_recipe import ClassifyRecipe, load_classify_recipe
 from musictune.training.loop import Interrupted
-from musictune.training.run_folder import working_folder
+from musictune.training.run_folder import Result, working_folder
 from musictune.training.stepped import Stepped
 
 pytestmark = pytest.mark.usefixtures("unpainted")

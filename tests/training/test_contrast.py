@@ -18,11 +18,11 @@ from musictune.methods.storage import load_tensors
 from musictune.metrics.embedders import ClapEmbedder
 from musictune.models.contrastive import Contrastive
 from musictune.training.callbacks import AfterStep, read_metrics
-from musictune.training.contrast import Result, tune_contrast
+from musictune.training.contrast import tune_contrast
 from musictune.training.contrast_recipe import ContrastRecipe, load_contrast_recipe
 from musictune.training.contrast_scores import Searched, Sequences, kept
 from musictune.training.loop import Interrupted
-from musictune.training.run_folder import working_folder
+from musictune.training.run_folder import Result, working_folder
 from musictune.training.stepped import Stepped
 
 pytestmark = pytest.mark.usefixtures("unpainted")
